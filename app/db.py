@@ -1,0 +1,64 @@
+"""The database: the base of all tables, the engine, sessions, ids."""
+
+import secrets
+from datetime import datetime
+from functools import lru_cache
+from typing import Annotated, Any, ClassVar
+
+from sqlalchemy import BigInteger, DateTime, Engine, Identity, MetaData, create_engine, func
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.orm import DeclarativeBase, Session, mapped_column
+
+from app.settings import get_settings
+
+Seq = Annotated[int, mapped_column(BigInteger, Identity(always=True), unique=True)]
+"""Counts rows in the order of their birth: what lists are ordered and paged by."""
+CreatedAt = Annotated[datetime, mapped_column(DateTime(timezone=True), server_default=func.now())]
+Time = Annotated[datetime, mapped_column(DateTime(timezone=True))]
+
+
+class Base(DeclarativeBase):
+    """All tables; constraint names are fixed so that migrations can name them."""
+
+    metadata = MetaData(
+        naming_convention={
+            "ix": "ix_%(column_0_label)s",
+            "uq": "uq_%(table_name)s_%(column_0_name)s",
+            "ck": "ck_%(table_name)s_%(constraint_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_name)s_%(referred_table_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+    # None is SQL's NULL, which the CHECK constraints speak of, not JSON's null.
+    type_annotation_map: ClassVar[dict[Any, Any]] = {
+        dict[str, Any]: JSONB(none_as_null=True),
+        list[Any]: JSONB(none_as_null=True),
+    }
+
+
+@lru_cache
+def get_engine() -> Engine:
+    """The engine of this process; made at first use, so that a forked child has its own."""
+    settings = get_settings()
+    timeout_ms = int(settings.statement_timeout.total_seconds() * 1000)
+    return create_engine(
+        settings.database_url,
+        pool_size=settings.database_pool_size,
+        pool_timeout=settings.statement_timeout.total_seconds(),
+        pool_pre_ping=True,
+        connect_args={
+            "connect_timeout": max(2, int(settings.database_connect_timeout.total_seconds())),
+            "options": f"-c statement_timeout={timeout_ms} -c idle_in_transaction_session_timeout={timeout_ms}",
+            "application_name": "finetuned",
+        },
+    )
+
+
+def new_session() -> Session:
+    """A session of this process's engine; objects stay readable after the commit."""
+    return Session(get_engine(), expire_on_commit=False)
+
+
+def new_id(prefix: str) -> str:
+    """An id that cannot be guessed: the prefix with its separator, and 24 hex digits."""
+    return prefix + secrets.token_hex(12)

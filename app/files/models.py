@@ -1,0 +1,34 @@
+"""Uploaded files."""
+
+from sqlalchemy import BigInteger, CheckConstraint, ForeignKey, Index
+from sqlalchemy.orm import Mapped, mapped_column
+
+from app.db import Base, CreatedAt, Seq, Time
+
+
+class File(Base):
+    """A user's file: a name, a purpose, and the blob that holds its bytes."""
+
+    __tablename__ = "files"
+    __table_args__ = (
+        CheckConstraint("status IN ('processed', 'error')", "known_status"),
+        CheckConstraint("(status_details IS NOT NULL) = (status = 'error')", "details_when_error"),
+        Index("ix_files_project", "project_id", "seq"),
+        Index("ix_files_sha256", "sha256"),
+    )
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    seq: Mapped[Seq]
+    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
+    purpose: Mapped[str]
+    filename: Mapped[str]
+    """What the client calls it; for display only, never a path."""
+    bytes: Mapped[int] = mapped_column(BigInteger)
+    sha256: Mapped[str]
+    rows: Mapped[int | None]
+    """Rows to train on; None for other purposes."""
+    status: Mapped[str]
+    status_details: Mapped[str | None]
+    created_at: Mapped[CreatedAt]
+    deleted_at: Mapped[Time | None]
+    """Hidden from then on; the sweeper takes the bytes once no unfinished job needs them."""

@@ -1,0 +1,96 @@
+"""/v1/files"""
+
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, Query, Request
+from fastapi.responses import StreamingResponse
+from starlette.concurrency import run_in_threadpool
+
+from app.auth import Project
+from app.files import service, upload
+from app.files.models import File
+from app.files.schemas import FileDeleted, FileRead
+from app.http import After, CallerDep, ListRead, SessionDep, limit_query, list_of
+from app.settings import get_settings
+from app.storage import Incoming, get_storage
+
+router = APIRouter(prefix="/v1/files", tags=["files"])
+
+_UPLOAD = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "required": ["file", "purpose"],
+                    "properties": {
+                        "purpose": {"type": "string", "enum": list(service.PURPOSES)},
+                        "file": {"type": "string", "format": "binary"},
+                    },
+                }
+            }
+        },
+    }
+}
+
+
+@router.post("", openapi_extra=_UPLOAD)
+async def upload_file(request: Request, caller: CallerDep, session: SessionDep) -> FileRead:
+    """Upload a file; a fine-tune file is JSON lines, and its rows are checked before the answer."""
+    storage = get_storage()
+    with storage.incoming() as incoming:
+        form = await upload.receive(
+            request.stream(),
+            content_type=request.headers.get("content-type", ""),
+            incoming=incoming,
+            max_bytes=get_settings().max_file_bytes,
+        )
+
+        def enter(caller: Project, incoming: Incoming) -> File:
+            with session.begin():
+                return service.receive(session, storage, caller, incoming, filename=form.filename, purpose=form.purpose)
+
+        return FileRead.of(await run_in_threadpool(enter, caller, incoming))
+
+
+@router.get("")
+def list_files(
+    caller: CallerDep,
+    session: SessionDep,
+    after: After = None,
+    limit: limit_query(10_000, 10_000) = 10_000,  # type: ignore[valid-type]  # an Annotated made by a function
+    order: Annotated[Literal["asc", "desc"], Query()] = "desc",
+    purpose: str | None = None,
+) -> ListRead[FileRead]:
+    """List files, newest first."""
+    with session.begin():
+        page = service.files(session, caller, purpose=purpose, after=after, limit=limit, oldest_first=order == "asc")
+        return list_of(page, [FileRead.of(file) for file in page.rows])
+
+
+@router.get("/{file_id}")
+def get_file(file_id: str, caller: CallerDep, session: SessionDep) -> FileRead:
+    """Retrieve a file's description."""
+    with session.begin():
+        return FileRead.of(service.get(session, caller, file_id))
+
+
+@router.get("/{file_id}/content", response_class=StreamingResponse)
+def get_file_content(file_id: str, caller: CallerDep, session: SessionDep) -> StreamingResponse:
+    """Stream a file's bytes."""
+    with session.begin():
+        file = service.get(session, caller, file_id)
+    return StreamingResponse(
+        get_storage().read(file.sha256),
+        media_type="application/octet-stream",
+        headers={"content-length": str(file.bytes)},
+    )
+
+
+@router.delete("/{file_id}")
+def delete_file(file_id: str, caller: CallerDep, session: SessionDep) -> FileDeleted:
+    """Delete a file; a job that uses it keeps its bytes until the job has ended."""
+    with session.begin():
+        service.delete(session, caller, file_id)
+    return FileDeleted(id=file_id)

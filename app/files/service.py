@@ -1,0 +1,109 @@
+"""What a user can do with files."""
+
+import unicodedata
+from datetime import timedelta
+
+from sqlalchemy import func, select, text
+from sqlalchemy.orm import Session
+
+from app.auth import Project
+from app.db import new_id
+from app.errors import InvalidRequest, NotFound
+from app.files import formats
+from app.files.models import File
+from app.pages import Page, page_of
+from app.storage import Incoming, Storage
+
+FINE_TUNE = "fine-tune"
+PURPOSES = ("assistants", "batch", FINE_TUNE, "vision", "user_data", "evals")
+BLOBS_LOCK = 0x66696C65
+"""Advisory lock: shared while a blob gets its row, exclusive while blobs without rows are deleted."""
+
+
+def receive(
+    session: Session, storage: Storage, project: Project, incoming: Incoming, *, filename: str, purpose: str
+) -> File:
+    """Enter an upload that has arrived whole; a fine-tune file is read through and judged by its rows.
+
+    A file with unusable rows is kept with status `error`, so that its owner sees which line is wrong.
+    """
+    if purpose not in PURPOSES:
+        raise InvalidRequest(f"'{purpose}' is not a purpose. Send one of: {', '.join(PURPOSES)}.", param="purpose")
+    if incoming.bytes == 0:
+        raise InvalidRequest("The file is empty.", param="file")
+    incoming.sync()
+    rows, problem = _judge(incoming) if purpose == FINE_TUNE else (None, None)
+    session.execute(text("SELECT pg_advisory_xact_lock_shared(:lock)"), {"lock": BLOBS_LOCK})
+    blob = storage.commit(incoming)
+    file = File(
+        id=new_id("file-"),
+        project_id=project.id,
+        purpose=purpose,
+        filename=display_name(filename),
+        bytes=blob.bytes,
+        sha256=blob.sha256,
+        rows=rows,
+        status="error" if problem else "processed",
+        status_details=problem,
+    )
+    session.add(file)
+    session.flush()
+    return file
+
+
+def get(session: Session, project: Project, file_id: str) -> File:
+    """A file of the project. Raises `NotFound`."""
+    file = session.scalar(
+        select(File).where(File.id == file_id, File.project_id == project.id, File.deleted_at.is_(None))
+    )
+    if file is None:
+        raise NotFound(f"No such file: {file_id}", param="file_id")
+    return file
+
+
+def files(
+    session: Session,
+    project: Project,
+    *,
+    purpose: str | None,
+    after: str | None,
+    limit: int,
+    oldest_first: bool,
+) -> Page[File]:
+    """The project's files."""
+    rows = select(File).where(File.project_id == project.id, File.deleted_at.is_(None))
+    if purpose is not None:
+        rows = rows.where(File.purpose == purpose)
+    return page_of(session, rows, File, after=after, limit=limit, oldest_first=oldest_first)
+
+
+def delete(session: Session, project: Project, file_id: str) -> File:
+    """Hide a file; jobs that were given it already keep it until they end."""
+    file = get(session, project, file_id)
+    file.deleted_at = func.now()
+    return file
+
+
+def used(session: Session, project_id: str, file_id: str) -> File:
+    """A file that a job was given, deleted since or not."""
+    return session.scalars(select(File).where(File.id == file_id, File.project_id == project_id)).one()
+
+
+def deleted_before(session: Session, age: timedelta) -> list[File]:
+    """Files that have been hidden for so long."""
+    return list(session.scalars(select(File).where(File.deleted_at < func.now() - age).limit(100)))
+
+
+def display_name(filename: str) -> str:
+    """A name that is safe to show and to put in a header: no path, no control characters, at most 255 of them."""
+    last = filename.replace("\\", "/").rsplit("/", 1)[-1]
+    shown = "".join(char for char in last if unicodedata.category(char)[0] != "C").strip()
+    return shown[:255] or "file"
+
+
+def _judge(incoming: Incoming) -> tuple[int | None, str | None]:
+    with incoming.path.open("rb") as lines:
+        found = formats.check(lines)
+    if not found.problems:
+        return found.rows, None
+    return None, formats.summary(found)

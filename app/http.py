@@ -1,0 +1,231 @@
+"""What every route shares: session, caller, pages, request ids, limits, and how a refusal looks."""
+
+import logging
+import secrets
+from collections.abc import Iterator
+from typing import Annotated, Any, Generic, TypeVar
+
+from fastapi import Depends, FastAPI, Query, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from pydantic import BaseModel
+from sqlalchemy.exc import InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.orm import Session
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from app import auth
+from app.auth import Project
+from app.db import new_session
+from app.errors import InvalidRequest, NotAuthenticated, ServiceError, Unavailable
+from app.pages import Page
+from app.settings import get_settings
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+def _session() -> Iterator[Session]:
+    with new_session() as session:
+        yield session
+
+
+SessionDep = Annotated[Session, Depends(_session)]
+_bearer = HTTPBearer(auto_error=False, description="An API key of this server.")
+
+
+def _caller(session: SessionDep, sent: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]) -> Project:
+    with session.begin():
+        return auth.authenticate(session, sent.credentials if sent else "")
+
+
+CallerDep = Annotated[Project, Depends(_caller)]
+After = Annotated[str | None, Query(description="Id of the last item of the page before.", max_length=300)]
+
+
+def limit_query(default: int, most: int) -> Any:
+    """How many items a page may have."""
+    return Annotated[int, Query(ge=1, le=most, description=f"Items a page; {default} if absent.")]
+
+
+class ListRead(BaseModel, Generic[T]):
+    """A page of a list, in OpenAI's shape."""
+
+    object: str = "list"
+    data: list[T]
+    has_more: bool
+    first_id: str | None
+    last_id: str | None
+
+
+def list_of(page: Page[Any], shown: list[T]) -> ListRead[T]:
+    """A page as it is answered; its ids are what a client sends back as `after`."""
+    ids = [row.id for row in page.rows]
+    return ListRead(
+        data=shown, has_more=page.has_more, first_id=ids[0] if ids else None, last_id=ids[-1] if ids else None
+    )
+
+
+class ErrorBody(BaseModel):
+    """Why a request was refused."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorRead(BaseModel):
+    """OpenAI's envelope, on every answer that is not 2xx."""
+
+    error: ErrorBody
+
+
+def install(app: FastAPI) -> None:
+    """Give an application the service's way of refusing, and its middleware."""
+    app.add_exception_handler(ServiceError, _refused)
+    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(HTTPException, _routing)
+    for away in (OperationalError, InterfaceError, PoolTimeout):
+        app.add_exception_handler(away, _database_away)
+    app.add_middleware(RequestMiddleware, max_body_bytes=get_settings().max_body_bytes)
+
+
+def envelope(error: ServiceError) -> JSONResponse:
+    """A refusal as it is answered."""
+    body = ErrorBody(message=error.message, type=error.type, param=error.param, code=error.code)
+    headers = {"retry-after": "1"} if error.status_code == Unavailable.status_code else None
+    if error.status_code == NotAuthenticated.status_code:
+        headers = {"www-authenticate": "Bearer"}
+    return JSONResponse({"error": body.model_dump()}, status_code=error.status_code, headers=headers)
+
+
+def _refused(_: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, ServiceError)  # noqa: S101  registered for this class only
+    return envelope(error)
+
+
+def _invalid(_: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, RequestValidationError)  # noqa: S101  registered for this class only
+    return envelope(invalid_request(list(error.errors()), error.body))
+
+
+def _routing(request: Request, error: Exception) -> JSONResponse:
+    """404 and 405 of the router, and what Starlette refuses by itself."""
+    assert isinstance(error, HTTPException)  # noqa: S101  registered for this class only
+    refusal = InvalidRequest(str(error.detail))
+    refusal.status_code = error.status_code
+    if error.status_code == 404:
+        refusal.message = f"Unknown URL: {request.method} {request.url.path}. The API is described at /docs."
+    if error.status_code == 405:
+        refusal.message = f"{request.method} is not allowed on {request.url.path}."
+    response = envelope(refusal)
+    response.headers.update(error.headers or {})
+    return response
+
+
+def _database_away(_: Request, error: Exception) -> JSONResponse:
+    log.warning("the database does not answer: %s", error)
+    return envelope(Unavailable("The database does not answer just now. Try again."))
+
+
+def invalid_request(errors: list[Any], body: Any) -> InvalidRequest:
+    """One refusal out of pydantic's list: the first field that is wrong, with all that is said of it.
+
+    A union reports each of its branches; they share the field, and become one sentence.
+    """
+    located = [(_param(error, body), error) for error in errors]
+    first = located[0][0]
+    said = [_said(error) for param, error in located if param == first]
+    message = " Or: ".join(dict.fromkeys(said))
+    unknown = errors[0]["type"] in ("unknown_field", "extra_forbidden")
+    code = "unknown_parameter" if unknown else "invalid_value"
+    if errors[0]["type"] == "missing":
+        code, message = "missing_required_parameter", "This field is required."
+    if errors[0]["type"] == "json_invalid" or (
+        not first and not isinstance(body, dict) and errors[0]["loc"][0] == "body"
+    ):
+        return InvalidRequest(
+            "The body must be a JSON object, sent with 'Content-Type: application/json'.", code="invalid_json"
+        )
+    return InvalidRequest(f"{first}: {message}" if first else message, param=first or None, code=code)
+
+
+def _param(error: Any, body: Any) -> str:
+    """The field's path in the words of the request: without pydantic's names of union branches."""
+    path: list[str] = []
+    source, *parts = error["loc"]
+    where = body if source == "body" else None
+    for index, part in enumerate(parts):
+        last = index == len(parts) - 1
+        if (isinstance(where, dict) and part in where) or (
+            isinstance(where, list) and isinstance(part, int) and part < len(where)
+        ):
+            where = where[part]
+        elif source == "body" and not (last and error["type"] == "missing"):
+            continue
+        path.append(str(part))
+    if "field" in (error.get("ctx") or {}):
+        path.append(str(error["ctx"]["field"]))
+    if error["type"] == "union_tag_not_found":
+        path.append("type")
+    return ".".join(path)
+
+
+def _said(error: Any) -> str:
+    message = str(error["msg"]).removeprefix("Value error, ")
+    return message if message.endswith(".") else message + "."
+
+
+class RequestMiddleware:
+    """Names every request, bounds the bodies that are read into memory, and turns a crash into an envelope."""
+
+    def __init__(self, app: ASGIApp, *, max_body_bytes: int) -> None:
+        self.app = app
+        self.max_body_bytes = max_body_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One request."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        request_id = "req_" + secrets.token_hex(12)
+        started = False
+
+        async def send_named(message: Message) -> None:
+            nonlocal started
+            if message["type"] == "http.response.start":
+                started = True
+                MutableHeaders(scope=message)["x-request-id"] = request_id
+            await send(message)
+
+        try:
+            await self.app(scope, self._bounded(Headers(scope=scope), receive), send_named)
+        except Exception:
+            log.exception("request %s failed: %s %s", request_id, scope["method"], scope["path"])
+            if started:
+                raise
+            await envelope(ServiceError(f"The server failed. Tell its operator the request id {request_id}."))(
+                scope, receive, send_named
+            )
+
+    def _bounded(self, headers: Headers, receive: Receive) -> Receive:
+        """Count what arrives of a body; uploads bound themselves as they stream."""
+        if headers.get("content-type", "").startswith("multipart/form-data"):
+            return receive
+        arrived = 0
+
+        async def receive_bounded() -> Message:
+            nonlocal arrived
+            message = await receive()
+            arrived += len(message.get("body", b""))
+            if arrived > self.max_body_bytes:
+                # FastAPI turns any other exception under a body into a 400.
+                raise HTTPException(413, f"The body is larger than {self.max_body_bytes} bytes.")
+            return message
+
+        return receive_bounded

@@ -1,0 +1,43 @@
+"""What preparing a job found: the facts that resolve its spec, and the rows as the trainer will see them."""
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class BaseIdentity(BaseModel):
+    """What a base model is, by hashes; `app/registry/identity.py` computes it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    id: str = Field(description="A folder's name in the models directory, or a hub id; never a path.")
+    revision: str = Field(
+        description="Commit of a hub snapshot, or `sha256:` and the content digest of a local folder."
+    )
+    weights_sha256: str
+    tokenizer_sha256: str
+    chat_template_sha256: str | None = Field(description="None where the base has no chat template.")
+
+
+class PreparedFile(BaseModel):
+    """One uploaded file, tokenised and labelled."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    rows: int
+    tokens: int
+    trained_tokens: int = Field(description="Tokens that carry a label, in one pass over the file.")
+    longest_row: int = Field(description="Tokens of the longest row, after truncation.")
+    truncated_rows: int = 0
+    sha256: str = Field(description="Digest of the Parquet file with the columns `input_ids` and `labels`.")
+
+
+class Prepared(BaseModel):
+    """The whole of it: `WORKDIR/prepared.json`, and a JSONB column of the job."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    base: BaseIdentity
+    model_type: str = Field(description="`config.json`'s, such as `llama`; the family whose rates a recipe knows.")
+    hidden_size: int
+    context_length: int
+    train: PreparedFile
+    validation: PreparedFile | None = None

@@ -1,0 +1,88 @@
+"""The API: `create_app()`."""
+
+import asyncio
+import time
+from typing import Literal
+
+from fastapi import FastAPI
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel
+from sqlalchemy import text
+from sqlalchemy.exc import SQLAlchemyError
+from starlette.concurrency import run_in_threadpool
+
+import app.files.routes
+import app.jobs.routes
+import app.registry.routes
+import app.work.routes
+from app import http, queue
+from app.db import new_session
+from app.errors import Unavailable
+from app.work import service as work_service
+
+
+class Ready(BaseModel):
+    """Whether jobs are taken, and whether they are worked on."""
+
+    status: Literal["ok", "degraded"]
+    database: Literal["ok"] = "ok"
+    broker: Literal["ok", "down"]
+    workers: int
+    """Slots heard within the last 30 s."""
+
+
+class BrokerWatch:
+    """Remembers for some seconds whether the broker answers, so that probes do not wait for it again and again."""
+
+    def __init__(self, seconds: float = 5.0) -> None:
+        self._seconds = seconds
+        self._asked_at = float("-inf")
+        self._answers = False
+        self._asking = asyncio.Lock()
+
+    async def answers(self) -> bool:
+        """Ask at most every few seconds; one question at a time."""
+        async with self._asking:
+            if time.monotonic() - self._asked_at > self._seconds:
+                self._answers = await run_in_threadpool(queue.broker_answers)
+                self._asked_at = time.monotonic()
+        return self._answers
+
+
+def create_app() -> FastAPI:
+    """The whole API, its tables and broker named by the settings."""
+    api = FastAPI(
+        title="finetuned",
+        summary="Fine-tunes language models on your own GPUs, behind the OpenAI fine-tuning API.",
+        redirect_slashes=False,
+        responses={"4XX": {"model": http.ErrorRead}, "5XX": {"model": http.ErrorRead}},
+    )
+    http.install(api)
+    for slice_ in (app.files.routes, app.jobs.routes, app.registry.routes, app.work.routes):
+        api.include_router(slice_.router)
+    broker = BrokerWatch()
+
+    @api.get("/healthz", tags=["operation"])
+    async def alive() -> dict[str, str]:
+        """The process answers."""
+        return {"status": "ok"}
+
+    @api.get("/readyz", tags=["operation"], responses={503: {"model": http.ErrorRead}})
+    async def ready() -> JSONResponse:
+        """200 when the database answers; `degraded` when the broker or the workers do not."""
+        try:
+            alive_workers = await run_in_threadpool(_count_workers)
+        except SQLAlchemyError:
+            return http.envelope(Unavailable("The database does not answer."))
+        answers = await broker.answers()
+        fine = answers and alive_workers > 0
+        body = Ready(status="ok" if fine else "degraded", broker="ok" if answers else "down", workers=alive_workers)
+        return JSONResponse(body.model_dump())
+
+    return api
+
+
+def _count_workers() -> int:
+    with new_session() as session, session.begin():
+        session.execute(text("SELECT 1"))
+        return sum(alive for _, _, alive in work_service.workers(session))

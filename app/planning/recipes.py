@@ -1,0 +1,216 @@
+"""What `auto` becomes: the recipe for a tuning, scaled to the base, with the reason beside each number.
+
+Pure: a spec and the facts of its data and base in, the same spec with numbers out.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from app.jobs.prepared import Prepared
+from app.jobs.spec import FullTuning, JobSpec, LoraTuning
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """Defaults of one tuning, for a base of hidden size 4096."""
+
+    learning_rate: float
+    n_epochs: int
+    per_device_train_batch_size: int
+    gradient_accumulation_steps: int
+    weight_decay: float
+    warmup_ratio: float = 0.03
+    lr_scheduler_type: str = "cosine"
+    max_grad_norm: float = 1.0  # transformers' own default
+
+
+FULL = Recipe(
+    learning_rate=5e-6,  # to 1e-5; ten times more overwrites what the base knew
+    n_epochs=1,  # 1 to 2: a third pass over a small set is memorised
+    per_device_train_batch_size=1,
+    gradient_accumulation_steps=32,
+    weight_decay=0.01,
+)
+LORA = Recipe(
+    learning_rate=2e-4,  # about ten times a full fine-tune's, at every rank (LoRA Without Regret)
+    n_epochs=3,
+    per_device_train_batch_size=2,
+    gradient_accumulation_steps=8,
+    weight_decay=0.0,  # as in QLoRA's own runs; the adapter is small and starts at zero
+)
+LORA_R = 16
+LORA_ALPHA = 32
+"""Kept at every rank: with alpha / r the best rate hardly moves with r (LoRA Without Regret)."""
+
+RECIPES: dict[str, Recipe] = {"full": FULL, "lora": LORA, "qlora": LORA}
+
+WIDTH_EXPONENTS = {"llama": 0.781, "qwen2": 0.0775, "qwen3": 0.0775}
+"""p in (4096 / hidden)^p by `model_type`: the fit of *LoRA Without Regret* (Thinking Machines, 2025)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What a recipe needs to know of the data, the base and the device."""
+
+    longest_row: int
+    hidden_size: int
+    model_type: str
+    context_length: int
+    device: Literal["cpu", "cuda"]
+
+
+@dataclass(frozen=True, slots=True)
+class Guardrail:
+    """Something that works but deserves a second look."""
+
+    code: str
+    message: str
+    param: str | None = None
+    suggestion: str | None = None
+
+
+def facts_of(prepared: Prepared, *, device: Literal["cpu", "cuda"]) -> Facts:
+    """What preparing found, as far as a recipe needs it."""
+    parts = [prepared.train, *([prepared.validation] if prepared.validation else [])]
+    return Facts(
+        longest_row=max(part.longest_row for part in parts),
+        hidden_size=prepared.hidden_size,
+        model_type=prepared.model_type,
+        context_length=prepared.context_length,
+        device=device,
+    )
+
+
+def width_factor(model_type: str, hidden_size: int) -> float:
+    """By how much narrower bases want higher rates: (4096 / hidden)^p, 1 for families nobody has fitted."""
+    return float((4096 / hidden_size) ** WIDTH_EXPONENTS.get(model_type, 0.0))
+
+
+def resolve(spec: JobSpec, facts: Facts) -> JobSpec:
+    """The spec with every `auto` that is a number replaced by that number.
+
+    `save_steps` and `eval_steps` stay `auto` where they were: they are policies of the clock and the epoch. A spec
+    that is resolved already comes back unchanged.
+    """
+    given = spec.hyperparameters
+    recipe = RECIPES[spec.tuning.type]
+    multiplier = 1.0 if given.learning_rate_multiplier == "auto" else given.learning_rate_multiplier
+    numbers: dict[str, Any] = {
+        "n_epochs": recipe.n_epochs,
+        "learning_rate": recipe.learning_rate * width_factor(facts.model_type, facts.hidden_size) * multiplier,
+        "learning_rate_multiplier": multiplier,
+        "max_length": min(facts.longest_row, facts.context_length),
+        "packing": False,
+        "train_on": "completion",
+        "warmup_ratio": recipe.warmup_ratio,
+        "lr_scheduler_type": recipe.lr_scheduler_type,
+        "weight_decay": recipe.weight_decay,
+        "optim": _optimizer(spec, facts),
+        "max_grad_norm": recipe.max_grad_norm,
+        # Recomputing costs a third of the speed; without a memory plan it is the safe choice on a GPU only.
+        "gradient_checkpointing": facts.device == "cuda",
+        **_batch(spec, recipe),
+    }
+    chosen = {name: value for name, value in numbers.items() if getattr(given, name) == "auto"}
+    body = spec.model_dump(mode="json")
+    body["method"]["supervised"]["hyperparameters"].update(chosen)
+    if isinstance(spec.tuning, LoraTuning):
+        for name, value in (("r", LORA_R), ("lora_alpha", LORA_ALPHA)):
+            if body["tuning"][name] == "auto":
+                body["tuning"][name] = value
+    return JobSpec.model_validate(body)
+
+
+def warnings(spec: JobSpec, facts: Facts) -> list[Guardrail]:
+    """What is worth saying about the numbers that a user chose."""
+    found = []
+    given = spec.hyperparameters
+    if given.learning_rate != "auto":
+        found.extend(_rate_warnings(given.learning_rate, spec, facts))
+        if given.learning_rate_multiplier not in ("auto", 1.0):
+            found.append(
+                Guardrail(
+                    "multiplier_unused",
+                    "learning_rate is given as a number, so learning_rate_multiplier has no effect.",
+                    "method.supervised.hyperparameters.learning_rate_multiplier",
+                    "Leave one of the two out.",
+                )
+            )
+    if facts.model_type not in WIDTH_EXPONENTS and given.learning_rate == "auto":
+        found.append(
+            Guardrail(
+                "rate_not_fitted",
+                f"No one has fitted how the rate of '{facts.model_type}' models scales with width; the rate for"
+                " hidden size 4096 is used as it is.",
+                "method.supervised.hyperparameters.learning_rate",
+                "Try two or three rates around it on a small part of the data.",
+            )
+        )
+    if spec.tuning.type == "full" and given.n_epochs != "auto" and given.n_epochs > 2:
+        found.append(
+            Guardrail(
+                "many_epochs",
+                f"{given.n_epochs} passes of full fine-tuning tend to memorise a small set.",
+                "method.supervised.hyperparameters.n_epochs",
+                "Use 1 or 2.",
+            )
+        )
+    return found
+
+
+def _rate_warnings(rate: float, spec: JobSpec, facts: Facts) -> list[Guardrail]:
+    factor = width_factor(facts.model_type, facts.hidden_size)
+    param = "method.supervised.hyperparameters.learning_rate"
+    if isinstance(spec.tuning, FullTuning) and rate >= 10 * FULL.learning_rate * factor:
+        return [
+            Guardrail(
+                "lora_rate_on_full",
+                f"{rate:g} is a LoRA-like rate; with every weight moving it overwrites what the base knew.",
+                param,
+                f"Use about {FULL.learning_rate * factor:.1e}, or leave it 'auto'.",
+            )
+        ]
+    if isinstance(spec.tuning, LoraTuning) and rate <= LORA.learning_rate * factor / 10:
+        return [
+            Guardrail(
+                "full_rate_on_lora",
+                f"{rate:g} is a full fine-tune's rate; an adapter hardly moves at it and underfits.",
+                param,
+                f"Use about {LORA.learning_rate * factor:.1e}, or leave it 'auto'.",
+            )
+        ]
+    return []
+
+
+def _optimizer(spec: JobSpec, facts: Facts) -> str:
+    # 8-bit states save memory; on a CPU bitsandbytes' step is four times slower than torch's fused one.
+    if isinstance(spec.tuning, LoraTuning) and facts.device == "cuda":
+        return "adamw_bnb_8bit"
+    return "adamw_torch_fused"
+
+
+def _batch(spec: JobSpec, recipe: Recipe) -> dict[str, int]:
+    """The three numbers of a batch; what is given rules, what is `auto` follows from it."""
+    given, gpus = spec.hyperparameters, spec.resources.gpus
+    size, per_device, accumulation = (
+        None if number == "auto" else number
+        for number in (given.batch_size, given.per_device_train_batch_size, given.gradient_accumulation_steps)
+    )
+    if size is not None:
+        rows = size // gpus
+        if per_device is None and accumulation is None:
+            per_device = max(n for n in range(1, recipe.per_device_train_batch_size + 1) if rows % n == 0)
+        if per_device is None:
+            assert accumulation is not None  # noqa: S101  the case above has filled per_device otherwise
+            per_device = rows // accumulation
+        accumulation = rows // per_device
+    elif per_device is None:
+        per_device = recipe.per_device_train_batch_size
+    if accumulation is None:
+        whole = recipe.per_device_train_batch_size * recipe.gradient_accumulation_steps
+        accumulation = max(1, whole // per_device)
+    return {
+        "batch_size": per_device * accumulation * gpus,
+        "per_device_train_batch_size": per_device,
+        "gradient_accumulation_steps": accumulation,
+    }

@@ -1,0 +1,87 @@
+"""The base models that jobs may start from: local folders, and ids of the model hub."""
+
+import fnmatch
+import re
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from difflib import get_close_matches
+from pathlib import Path
+
+from app.errors import InvalidRequest, ModelNotFound
+from app.registry import identity
+from app.settings import get_settings
+
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class BaseModelEntry:
+    """A base model on offer."""
+
+    id: str
+    created_at: datetime
+    owned_by: str
+
+
+def offered() -> list[BaseModelEntry]:
+    """What can be listed: every usable local folder, and the hub ids that the settings name in full."""
+    local = [
+        BaseModelEntry(folder.name, datetime.fromtimestamp(folder.stat().st_mtime, UTC), "local")
+        for folder in _folders()
+        if identity.is_usable(folder)
+    ]
+    hub = [
+        BaseModelEntry(pattern, datetime.fromtimestamp(0, UTC), pattern.split("/", 1)[0])
+        for pattern in _hub_patterns()
+        if "*" not in pattern
+    ]
+    return local + hub
+
+
+def require(model: str) -> None:
+    """Refuse a model that no job can start from. Raises `ModelNotFound`, or `InvalidRequest` for unsafe weights."""
+    if model.startswith("ft:"):
+        raise InvalidRequest(
+            "Going on from a fine-tuned model is not offered by this version yet: name a base model.",
+            param="model",
+        )
+    if "/" in model:
+        _require_hub_id(model)
+    else:
+        _require_folder(model)
+
+
+def _require_folder(model: str) -> None:
+    names = {folder.name: folder for folder in _folders()}
+    if model not in names:
+        near = get_close_matches(model, names, n=3, cutoff=0.5) or sorted(names)[:10]
+        known = f"Nearest: {', '.join(near)}." if near else "There is none yet."
+        raise ModelNotFound(
+            f"The model '{model}' is not a folder of FINETUNED_MODELS_DIR. {known} A hub id has the form 'org/name'."
+        )
+    try:
+        identity.require_safe(names[model])
+    except identity.UnusableBase as error:
+        raise InvalidRequest(f"The model '{model}' cannot be used: {error}", param="model", code=error.code) from error
+
+
+def _require_hub_id(model: str) -> None:
+    if not HUB_ID.fullmatch(model) or ".." in model:
+        raise ModelNotFound(f"'{model}' is not a hub id. It has the form 'org/name' or 'org/name@revision'.")
+    name = model.split("@", 1)[0]
+    if not any(fnmatch.fnmatchcase(name, pattern.split("@", 1)[0]) for pattern in _hub_patterns()):
+        raise ModelNotFound(
+            f"This server does not offer the hub model '{name}'. Its operator lists them in FINETUNED_HUB_MODELS."
+        )
+
+
+def _folders() -> list[Path]:
+    """Subfolders of the models directory; none where it does not exist yet."""
+    directory = get_settings().models
+    if not directory.is_dir():
+        return []
+    return sorted(entry for entry in directory.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+
+
+def _hub_patterns() -> list[str]:
+    return [pattern.strip() for pattern in get_settings().hub_models.split(",") if pattern.strip()]

@@ -1,0 +1,100 @@
+"""The document that makes a folder of weights a result: written last, at a key made of job and attempt.
+
+It holds everything its registry row needs, so that a crash between the two is rolled forward from it.
+"""
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from app.jobs.prepared import BaseIdentity
+from app.jobs.spec import JobSpec
+from app.storage import Storage
+
+
+class PublishedFile(BaseModel):
+    """One file of a result."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    bytes: int
+    sha256: str
+
+
+class TrainingFile(BaseModel):
+    """What a result was trained on."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    id: str
+    sha256: str
+
+
+class TrainingReport(BaseModel):
+    """The trainer's `metrics.json`: what it measured of its own run."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    steps: int
+    loss_first: float
+    loss_last: float
+    eval_loss: float | None = None
+    tokens: int
+    trained_tokens: int
+    train_seconds: float
+    peak_memory_bytes: int
+    trained_parameters: int
+    all_parameters: int
+    device: str
+    precision: str
+    versions: dict[str, str]
+
+
+class Manifest(BaseModel):
+    """A result, whole."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    id: str
+    project_id: str
+    job_id: str
+    attempt: int
+    kind: Literal["adapter", "full"]
+    base: BaseIdentity
+    training_file: TrainingFile
+    spec: JobSpec
+    report: TrainingReport
+    files: list[PublishedFile]
+
+    @property
+    def key(self) -> str:
+        """Where this manifest lies; another attempt's lies beside it, never under it."""
+        return f"{prefix(self.job_id)}/{self.attempt:06d}.json"
+
+    @property
+    def bytes(self) -> int:
+        """Size of all files together."""
+        return sum(file.bytes for file in self.files)
+
+
+def prefix(job_id: str) -> str:
+    """Where the manifests of a job's attempts lie."""
+    return f"models/{job_id}"
+
+
+def newest_whole(storage: Storage, job_id: str) -> Manifest | None:
+    """The last manifest of a job whose blobs are all there: what an attempt before this one has published."""
+    for key in reversed(storage.manifests(prefix(job_id))):
+        document = storage.read_manifest(key)
+        if document is None:
+            continue
+        manifest = Manifest.model_validate(document)
+        if all(storage.has(file.sha256, file.bytes) for file in manifest.files):
+            return manifest
+    return None
+
+
+def as_document(manifest: Manifest) -> dict[str, Any]:
+    """The JSON that is stored."""
+    return manifest.model_dump(mode="json")

@@ -1,0 +1,80 @@
+"""/v1/models and /v1/registry/models
+
+Ids of results have colons, ids of hub models a slash; clients send either raw or percent-encoded, and both arrive
+decoded. So an id is a `:path`, and what follows it is matched first.
+"""
+
+from fastapi import APIRouter
+from fastapi.responses import StreamingResponse
+
+from app.http import After, CallerDep, ListRead, SessionDep, limit_query, list_of
+from app.registry import catalogue, service, tar
+from app.registry.manifest import PublishedFile
+from app.registry.schemas import ModelList, ModelRead, RegisteredModelRead, base_read, result_read
+from app.storage import get_storage
+
+router = APIRouter(prefix="/v1", tags=["models"])
+
+
+@router.get("/models")
+def list_models(caller: CallerDep, session: SessionDep) -> ModelList:
+    """List the base models on offer and the project's results."""
+    with session.begin():
+        results = service.models(session, caller, after=None, limit=10_000).rows
+    return ModelList.of(catalogue.offered(), results)
+
+
+@router.get("/models/{model:path}")
+def get_model(model: str, caller: CallerDep, session: SessionDep) -> ModelRead:
+    """Retrieve a base model or a result."""
+    for base in catalogue.offered():
+        if base.id == model:
+            return base_read(base)
+    with session.begin():
+        return result_read(service.get(session, caller, model))
+
+
+@router.get("/registry/models")
+def list_registered_models(
+    caller: CallerDep,
+    session: SessionDep,
+    after: After = None,
+    limit: limit_query(20, 100) = 20,  # type: ignore[valid-type]  # an Annotated made by a function
+) -> ListRead[RegisteredModelRead]:
+    """List results in full, newest first."""
+    with session.begin():
+        page = service.models(session, caller, after=after, limit=limit)
+        return list_of(page, [RegisteredModelRead.of(row) for row in page.rows])
+
+
+@router.get("/registry/models/{model}/files/{name:path}", response_class=StreamingResponse)
+def get_registered_file(model: str, name: str, caller: CallerDep, session: SessionDep) -> StreamingResponse:
+    """Stream one file of a result."""
+    with session.begin():
+        file = service.file_of(service.get(session, caller, model), name)
+    return StreamingResponse(
+        get_storage().read(file.sha256),
+        media_type="application/octet-stream",
+        headers={"content-length": str(file.bytes), "etag": f'"{file.sha256}"'},
+    )
+
+
+@router.get("/registry/models/{model}/download", response_class=StreamingResponse)
+def download_registered_model(model: str, caller: CallerDep, session: SessionDep) -> StreamingResponse:
+    """Stream the whole folder of a result as a tar."""
+    with session.begin():
+        row = service.get(session, caller, model)
+    folder = row.id.replace(":", "-").strip("-")
+    files = [PublishedFile.model_validate(file) for file in row.files]
+    return StreamingResponse(
+        tar.stream(get_storage(), folder, files, mtime=int(row.created_at.timestamp())),
+        media_type="application/x-tar",
+        headers={"content-disposition": f'attachment; filename="{folder}.tar"'},
+    )
+
+
+@router.get("/registry/models/{model}")
+def get_registered_model(model: str, caller: CallerDep, session: SessionDep) -> RegisteredModelRead:
+    """Retrieve a result: its base by hashes, its tuning, its files, its metrics."""
+    with session.begin():
+        return RegisteredModelRead.of(service.get(session, caller, model))

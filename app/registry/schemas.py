@@ -1,0 +1,86 @@
+"""How models look in a response: in OpenAI's list, and in full in the registry."""
+
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel
+
+from app.registry.catalogue import BaseModelEntry
+from app.registry.models import RegisteredModel
+
+
+class ModelRead(BaseModel):
+    """OpenAI's model object: a base or a result."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: str
+
+
+class ModelList(BaseModel):
+    """All models; OpenAI does not page them."""
+
+    object: Literal["list"] = "list"
+    data: list[ModelRead]
+
+    @classmethod
+    def of(cls, bases: list[BaseModelEntry], results: list[RegisteredModel]) -> Self:
+        """Bases first, then results."""
+        return cls(data=[base_read(base) for base in bases] + [result_read(result) for result in results])
+
+
+def base_read(base: BaseModelEntry) -> ModelRead:
+    """A base model as OpenAI's object."""
+    return ModelRead(id=base.id, created=int(base.created_at.timestamp()), owned_by=base.owned_by)
+
+
+def result_read(result: RegisteredModel) -> ModelRead:
+    """A result as OpenAI's object."""
+    return ModelRead(id=result.id, created=int(result.created_at.timestamp()), owned_by=result.project_id)
+
+
+class RegisteredModelRead(BaseModel):
+    """Everything the registry knows of a result."""
+
+    id: str
+    object: Literal["registry.model"] = "registry.model"
+    created_at: int
+    kind: str
+    job_id: str
+    base: dict[str, Any]
+    method: str
+    tuning: dict[str, Any]
+    trained_parameters: int
+    all_parameters: int
+    trained_share: float
+    """Trained parameters over all, 0 to 1."""
+    bytes: int
+    files: list[dict[str, Any]]
+    manifest_sha256: str
+    training_file: dict[str, Any]
+    seed: int
+    versions: dict[str, str]
+    metrics: dict[str, Any]
+
+    @classmethod
+    def of(cls, row: RegisteredModel) -> Self:
+        """From the row."""
+        return cls(
+            id=row.id,
+            created_at=int(row.created_at.timestamp()),
+            kind=row.kind,
+            job_id=row.job_id,
+            base=row.base,
+            method=row.method,
+            tuning=row.tuning,
+            trained_parameters=row.trained_parameters,
+            all_parameters=row.all_parameters,
+            trained_share=row.trained_parameters / row.all_parameters,
+            bytes=row.bytes,
+            files=row.files,
+            manifest_sha256=row.manifest_sha256,
+            training_file=row.training_file,
+            seed=row.seed,
+            versions=row.versions,
+            metrics=row.metrics,
+        )

@@ -1,0 +1,70 @@
+"""Every environment variable, named once: `FINETUNED_` and the field's name. Durations are in seconds."""
+
+from datetime import timedelta
+from functools import lru_cache
+from pathlib import Path
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class Settings(BaseSettings):
+    """What a process of the service is told by its environment."""
+
+    model_config = SettingsConfigDict(env_prefix="FINETUNED_", frozen=True)
+
+    home: Path = Field(default_factory=lambda: Path.home() / ".finetuned")
+    database_url: str = ""
+    broker_url: str = ""
+    storage_url: str = ""
+    """`file:///folder` or `s3://bucket/prefix`; empty: the folder `storage` of the home."""
+    models_dir: Path | None = None
+    """Its subfolders are the local base models; None: the folder `models` of the home."""
+    hub_models: str = "*"
+    """Hub ids that jobs may name, as comma-separated patterns; those without a `*` are listed by `GET /v1/models`."""
+
+    database_pool_size: int = 10
+    database_connect_timeout: timedelta = timedelta(seconds=5)
+    statement_timeout: timedelta = timedelta(seconds=30)
+
+    max_file_bytes: int = 2 * 1024**3
+    max_body_bytes: int = 256 * 1024
+    """Of a JSON body; a job spec has some 2 kB."""
+
+    worker_class: str | None = None
+    """`cpu`, `gpu-24`, `gpu-80x4`, …; None: what the worker's device is."""
+    heartbeat_interval: timedelta = timedelta(seconds=10)
+    lease_timeout: timedelta = timedelta(seconds=60)  # six missed heartbeats
+    sweep_interval: timedelta = timedelta(seconds=15)
+    database_patience: timedelta = timedelta(minutes=15)
+    """How long training goes on while Postgres is away."""
+    max_retries: int = 3
+    """Failed attempts that are forgiven; a shutdown costs none."""
+    retry_delays: tuple[timedelta, ...] = (timedelta(seconds=30), timedelta(minutes=2), timedelta(minutes=10))
+    stop_grace: timedelta = timedelta(seconds=30)
+    """From TERM to KILL: the longest step and the time to save a checkpoint."""
+    shutdown_grace: timedelta = timedelta(seconds=8)
+    """The same while the worker itself shuts down; `finetuned up` promises to end within 20 s."""
+    scratch_retention: timedelta = timedelta(days=1)
+    """How long logs, and checkpoints of cancelled jobs, stay on the machine that trained."""
+    standby: bool = True
+    """Keep one trainer started ahead, its imports done."""
+
+    fail_at: str | None = None
+    """A failpoint for the fault tests: the process kills itself where this name stands."""
+
+    @property
+    def storage(self) -> str:
+        """Where blobs and manifests lie."""
+        return self.storage_url or f"file://{self.home.absolute() / 'storage'}"
+
+    @property
+    def models(self) -> Path:
+        """The folder of local base models."""
+        return (self.models_dir or self.home / "models").absolute()
+
+
+@lru_cache
+def get_settings() -> Settings:
+    """The settings of this process, read once."""
+    return Settings()

@@ -1,0 +1,160 @@
+"""The moves of a piece of work: claim, prolong, succeed, fail, retry, requeue, cancel. No one else writes its status.
+
+Each move is one UPDATE that also checks. What a worker writes is fenced by the number of its attempt: once the lease
+ran out and another attempt began, its moves match no row. All times are the database's.
+"""
+
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+from sqlalchemy import ColumnElement, func, select, update
+from sqlalchemy.orm import Session
+
+from app.errors import IllegalMove
+from app.work.models import Attempt, Work
+from app.work.status import Desired, WorkKind, WorkStatus, sources
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A worker's right to one attempt."""
+
+    work_id: int
+    kind: WorkKind
+    subject: str
+    attempt: int
+    failed_attempts: int
+
+
+@dataclass(frozen=True, slots=True)
+class Who:
+    """The worker that claims, as its attempts shall show it."""
+
+    worker_id: str
+    host: str
+    device: dict[str, Any]
+
+
+def claim(session: Session, queue: str, *, who: Who, lease: timedelta) -> Claim | None:
+    """Take the first work of a queue by priority and age, or None. Two claimers never get the same row."""
+    first = (
+        select(Work.id)
+        .where(Work.queue == queue, Work.status == WorkStatus.QUEUED, Work.available_at <= func.now())
+        .order_by(Work.priority, Work.id)
+        .limit(1)
+        .with_for_update(skip_locked=True)
+    )
+    work = session.scalar(
+        update(Work)
+        .where(Work.id == first.scalar_subquery())
+        .values(status=WorkStatus.RUNNING, attempt=Work.attempt + 1, lease_until=func.now() + lease)
+        .returning(Work)
+    )
+    if work is None:
+        return None
+    session.add(
+        Attempt(work_id=work.id, number=work.attempt, worker_id=who.worker_id, host=who.host, device=who.device)
+    )
+    session.flush()
+    return Claim(work.id, WorkKind(work.kind), work.subject, work.attempt, work.failed_attempts)
+
+
+def prolong(session: Session, holder: Claim, *, lease: timedelta) -> Desired:
+    """A heartbeat: keep the claim alive, and hear what is wished. Raises `IllegalMove` when it is lost."""
+    desired = session.scalar(
+        update(Work).where(*_held(holder)).values(lease_until=func.now() + lease).returning(Work.desired)
+    )
+    if desired is None:
+        raise IllegalMove(f"Attempt {holder.attempt} at work {holder.work_id} was taken over.")
+    return Desired(desired)
+
+
+def require_held(session: Session, holder: Claim) -> None:
+    """Nobody takes the claim over before this transaction ends. Raises `IllegalMove` when somebody has."""
+    if session.scalar(select(Work.id).where(*_held(holder)).with_for_update(read=True)) is None:
+        raise IllegalMove(f"Attempt {holder.attempt} at work {holder.work_id} was taken over.")
+
+
+def succeed(session: Session, holder: Claim) -> None:
+    """Running → succeeded."""
+    _move(session, holder, WorkStatus.SUCCEEDED, finished_at=func.now())
+    _end_attempt(session, holder, "succeeded")
+
+
+def fail(session: Session, holder: Claim, error: dict[str, Any]) -> None:
+    """Running → failed, for good."""
+    _move(session, holder, WorkStatus.FAILED, finished_at=func.now(), failed_attempts=Work.failed_attempts + 1)
+    _end_attempt(session, holder, "failed", error)
+
+
+def retry(session: Session, holder: Claim, error: dict[str, Any], *, delay: timedelta, outcome: str = "failed") -> None:
+    """Running → queued after a failure of the infrastructure, which counts against the retries."""
+    _move(
+        session,
+        holder,
+        WorkStatus.QUEUED,
+        failed_attempts=Work.failed_attempts + 1,
+        available_at=func.now() + delay,
+    )
+    _end_attempt(session, holder, outcome, error)
+
+
+def requeue(session: Session, holder: Claim) -> None:
+    """Running → queued, unharmed and uncounted: its worker is shutting down."""
+    _move(session, holder, WorkStatus.QUEUED, available_at=func.now())
+    _end_attempt(session, holder, "interrupted")
+
+
+def stop(session: Session, holder: Claim) -> None:
+    """Running → cancelled, by the worker that heard the wish."""
+    _move(session, holder, WorkStatus.CANCELLED, finished_at=func.now())
+    _end_attempt(session, holder, "cancelled")
+
+
+def cancel(session: Session, subject: str) -> bool:
+    """Cancel what is queued of a subject, and wish it of what is running. Returns whether anything still runs."""
+    mine = Work.subject == subject
+    # Locked first and in order, so that a claim and a cancel of the same row cannot miss each other.
+    session.scalars(select(Work.id).where(mine, Work.finished_at.is_(None)).order_by(Work.id).with_for_update()).all()
+    session.execute(
+        update(Work)
+        .where(mine, Work.status == WorkStatus.QUEUED)
+        .values(status=WorkStatus.CANCELLED, desired=Desired.CANCEL, finished_at=func.now())
+    )
+    running = session.scalars(
+        update(Work).where(mine, Work.status == WorkStatus.RUNNING).values(desired=Desired.CANCEL).returning(Work.id)
+    ).all()
+    for work_id in running:
+        session.execute(select(func.pg_notify(channel(work_id), Desired.CANCEL)))
+    return bool(running)
+
+
+def channel(work_id: int) -> str:
+    """Where a worker listens for wishes, so that it hears them before its next heartbeat."""
+    return f"work_{work_id}"
+
+
+def _held(holder: Claim) -> tuple[ColumnElement[bool], ...]:
+    return (Work.id == holder.work_id, Work.attempt == holder.attempt, Work.status == WorkStatus.RUNNING)
+
+
+def _move(session: Session, holder: Claim, target: WorkStatus, **values: Any) -> None:
+    if target is not WorkStatus.RUNNING:
+        values["lease_until"] = None
+    moved = session.scalar(
+        update(Work)
+        .where(*_held(holder), Work.status.in_(sources(target)))
+        .values(status=target, **values)
+        .returning(Work.id)
+    )
+    if moved is None:
+        raise IllegalMove(f"Attempt {holder.attempt} at work {holder.work_id} was taken over.")
+
+
+def _end_attempt(session: Session, holder: Claim, outcome: str, error: dict[str, Any] | None = None) -> None:
+    session.execute(
+        update(Attempt)
+        .where(Attempt.work_id == holder.work_id, Attempt.number == holder.attempt)
+        .values(ended_at=func.now(), outcome=outcome, error=error)
+    )

@@ -1,0 +1,77 @@
+"""What workers do, who does it, and each try at it."""
+
+from typing import Any
+
+from sqlalchemy import BigInteger, CheckConstraint, ForeignKey, Identity, Index, func, text
+from sqlalchemy.orm import Mapped, mapped_column
+
+from app.db import Base, CreatedAt, Time
+from app.work.status import FINAL, Desired, WorkStatus
+
+_final = ", ".join(f"'{status}'" for status in sorted(FINAL))
+_statuses = ", ".join(f"'{status}'" for status in WorkStatus)
+
+
+class Work(Base):
+    """Something that some worker shall do to a subject."""
+
+    __tablename__ = "work"
+    __table_args__ = (
+        CheckConstraint(f"status IN ({_statuses})", "known_status"),
+        CheckConstraint(f"(finished_at IS NOT NULL) = (status IN ({_final}))", "finished_when_final"),
+        CheckConstraint("(lease_until IS NOT NULL) = (status = 'running')", "leased_when_running"),
+        CheckConstraint("attempt >= failed_attempts AND failed_attempts >= 0", "attempts_counted"),
+        Index("ix_work_claim", "queue", "priority", "id", postgresql_where=text("status = 'queued'")),
+        Index("ix_work_leases", "lease_until", postgresql_where=text("status = 'running'")),
+        Index("ix_work_subject", "subject"),
+    )
+
+    id: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True)
+    kind: Mapped[str]
+    subject: Mapped[str]
+    """Id of what the work is done to: a job's."""
+    queue: Mapped[str]
+    priority: Mapped[int]
+    status: Mapped[str] = mapped_column(server_default=WorkStatus.QUEUED)
+    desired: Mapped[str] = mapped_column(server_default=Desired.RUN)
+    attempt: Mapped[int] = mapped_column(server_default="0")
+    """Only ever grows: it fences off a worker that lost its claim."""
+    failed_attempts: Mapped[int] = mapped_column(server_default="0")
+    lease_until: Mapped[Time | None]
+    available_at: Mapped[Time] = mapped_column(server_default=func.now())
+    created_at: Mapped[CreatedAt]
+    finished_at: Mapped[Time | None]
+
+
+class Attempt(Base):
+    """One worker's try at a piece of work."""
+
+    __tablename__ = "attempts"
+    __table_args__ = (CheckConstraint("(ended_at IS NULL) = (outcome IS NULL)", "ended_with_an_outcome"),)
+
+    work_id: Mapped[int] = mapped_column(ForeignKey("work.id", ondelete="CASCADE"), primary_key=True)
+    number: Mapped[int] = mapped_column(primary_key=True)
+    worker_id: Mapped[str]
+    host: Mapped[str]
+    device: Mapped[dict[str, Any]]
+    started_at: Mapped[Time] = mapped_column(server_default=func.now())
+    ended_at: Mapped[Time | None]
+    outcome: Mapped[str | None]
+    """How it ended: `succeeded`, `failed`, `cancelled`, `interrupted` or `lease_expired`."""
+    error: Mapped[dict[str, Any] | None]
+    resumed_from_step: Mapped[int | None]
+
+
+class Worker(Base):
+    """A slot that has been heard of."""
+
+    __tablename__ = "workers"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    host: Mapped[str]
+    pid: Mapped[int]
+    queue: Mapped[str]
+    """The queue it serves: its worker class, or `prepare`."""
+    device: Mapped[dict[str, Any]]
+    started_at: Mapped[Time] = mapped_column(server_default=func.now())
+    heard_at: Mapped[Time] = mapped_column(server_default=func.now())

@@ -1,0 +1,122 @@
+"""What is asked of work from outside an attempt: put it in a queue, find it, see who does it."""
+
+from datetime import timedelta
+from typing import Any
+
+from sqlalchemy import func, select
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.orm import Session
+
+from app.queue import PREPARE
+from app.work.lifecycle import Claim, Who
+from app.work.models import Attempt, Work, Worker
+from app.work.status import PRIORITIES, WorkKind, WorkStatus
+
+CPU = "cpu"
+
+
+def enqueue(session: Session, kind: WorkKind, *, subject: str, queue: str, priority: str) -> Work:
+    """Queue work; whoever hears the doorbell after the commit claims it."""
+    work = Work(kind=kind, subject=subject, queue=queue, priority=PRIORITIES[priority])
+    session.add(work)
+    session.flush()
+    return work
+
+
+def choose_queue(session: Session, *, gpu_memory_gb: int | None) -> str:
+    """The worker class for a training: the smallest GPU known that has the memory, `cpu` where there is no GPU.
+
+    Workers count when they were heard within a day, so that a restart of all of them changes no decision. Memory that
+    no known worker has is a queue of its own, which waits for such a worker.
+    """
+    known = session.scalars(
+        select(Worker.queue).where(Worker.heard_at > func.now() - timedelta(days=1), Worker.queue != PREPARE).distinct()
+    ).all()
+    sizes = sorted(size for name in known if (size := _gpu_gigabytes(name)) and size >= (gpu_memory_gb or 0))
+    if sizes:
+        return f"gpu-{sizes[0]}"
+    return CPU if gpu_memory_gb is None else f"gpu-{gpu_memory_gb}"
+
+
+def _gpu_gigabytes(queue: str) -> int | None:
+    size = queue.removeprefix("gpu-")
+    return int(size) if size != queue and size.isdigit() else None
+
+
+def attempts(session: Session, subject: str) -> list[tuple[Work, Attempt]]:
+    """All attempts at a subject's work, oldest first."""
+    rows = session.execute(
+        select(Work, Attempt)
+        .join(Attempt, Attempt.work_id == Work.id)
+        .where(Work.subject == subject)
+        .order_by(Work.id, Attempt.number)
+    )
+    return [(work, attempt) for work, attempt in rows]
+
+
+def ended(session: Session, subject: str, kind: WorkKind) -> WorkStatus | None:
+    """How a subject's work of a kind ended for good; None while it has not."""
+    status = session.scalar(
+        select(Work.status).where(Work.subject == subject, Work.kind == kind, Work.finished_at.is_not(None))
+    )
+    return WorkStatus(status) if status else None
+
+
+def note_resume(session: Session, holder: Claim, step: int) -> None:
+    """Remember the checkpoint at which an attempt took up the training."""
+    attempt = session.get_one(Attempt, (holder.work_id, holder.attempt))
+    attempt.resumed_from_step = step
+
+
+def hear(session: Session, who: Who, *, queue: str, pid: int) -> None:
+    """Note that a worker lives."""
+    row = {"host": who.host, "pid": pid, "queue": queue, "device": who.device, "heard_at": func.now()}
+    session.execute(
+        insert(Worker).values(id=who.worker_id, **row).on_conflict_do_update(index_elements=[Worker.id], set_=row)
+    )
+
+
+def forget(session: Session, worker_id: str) -> None:
+    """Strike a worker off that has ended in order."""
+    worker = session.get(Worker, worker_id)
+    if worker is not None:
+        session.delete(worker)
+
+
+def workers(session: Session) -> list[tuple[Worker, Work | None, bool]]:
+    """Every worker known, what it is busy with, and whether it was heard within three heartbeats' time (30 s)."""
+    rows = session.execute(
+        select(Worker, Work, Worker.heard_at > func.now() - timedelta(seconds=30))
+        .outerjoin(Attempt, (Attempt.worker_id == Worker.id) & Attempt.ended_at.is_(None))
+        .outerjoin(Work, (Work.id == Attempt.work_id) & (Work.status == WorkStatus.RUNNING))
+        .order_by(Worker.host, Worker.id)
+    )
+    return [(worker, work, alive) for worker, work, alive in rows]
+
+
+def unheard(session: Session) -> list[str]:
+    """Queues with work that could be claimed now."""
+    return list(
+        session.scalars(
+            select(Work.queue).where(Work.status == WorkStatus.QUEUED, Work.available_at <= func.now()).distinct()
+        )
+    )
+
+
+def silent(session: Session) -> list[tuple[Claim, dict[str, Any]]]:
+    """Claims whose lease ran out, locked against their worker's coming back meanwhile."""
+    rows = session.execute(
+        select(Work, Attempt)
+        .join(Attempt, (Attempt.work_id == Work.id) & (Attempt.number == Work.attempt))
+        .where(Work.status == WorkStatus.RUNNING, Work.lease_until < func.now())
+        .order_by(Work.id)
+        .limit(100)
+        .with_for_update(of=Work, skip_locked=True)
+    )
+    return [
+        (
+            Claim(work.id, WorkKind(work.kind), work.subject, work.attempt, work.failed_attempts),
+            {"host": attempt.host},
+        )
+        for work, attempt in rows
+    ]

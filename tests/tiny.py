@@ -1,0 +1,98 @@
+"""A Llama of some hundred thousand weights, its tokenizer, and rows it can learn: made on the spot, in a second."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+CHATML = (
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+COLOURS = ["red", "green", "blue", "white", "black"]
+
+
+def make_base(
+    folder: Path,
+    *,
+    hidden_size: int = 64,
+    layers: int = 2,
+    context: int = 256,
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
+) -> Path:
+    """Write a base model to a folder: config, safetensors, tokenizer, chat template."""
+    tokenizer = make_tokenizer()
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=hidden_size,
+        intermediate_size=2 * hidden_size,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=context,
+        tie_word_embeddings=True,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    model = LlamaForCausalLM(config).to(dtype)
+    model.generation_config = GenerationConfig(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def make_tokenizer(chat_template: str = CHATML) -> PreTrainedTokenizerFast:
+    """Byte-level BPE over a few sentences."""
+    core = Tokenizer(models.BPE())
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    texts = [json.dumps(row) for row in [*chat_rows(20), *prompt_rows(20)]]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    core.train_from_iterator(
+        texts,
+        trainers.BpeTrainer(vocab_size=384, special_tokens=SPECIAL, initial_alphabet=alphabet, show_progress=False),
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        additional_special_tokens=["<|im_start|>"],
+        chat_template=chat_template,
+        model_max_length=256,
+    )
+
+
+def chat_rows(count: int) -> list[dict[str, Any]]:
+    """Conversations of different lengths."""
+    return [
+        {
+            "messages": [
+                {"role": "user", "content": f"What colour is box {index}?" + " Tell me." * (index % 4)},
+                {"role": "assistant", "content": f"Box {index} is {COLOURS[index % 5]}."},
+            ]
+        }
+        for index in range(count)
+    ]
+
+
+def prompt_rows(count: int) -> list[dict[str, Any]]:
+    """The same as prompt and completion."""
+    return [
+        {"prompt": f"box {index}:" + " look," * (index % 4), "completion": f" {COLOURS[index % 5]}"}
+        for index in range(count)
+    ]
+
+
+def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> Path:
+    """One row a line."""
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path

@@ -1,0 +1,94 @@
+"""What a trainer tells its worker: one JSON object a line, on a pipe.
+
+Run by hand, a trainer writes the same lines to its standard output.
+"""
+
+from typing import Literal
+
+import msgspec
+
+
+class Message(msgspec.Struct, frozen=True, tag_field="type", tag=str.lower, omit_defaults=True):
+    """A line on the pipe; `type` is the class's name in lower case."""
+
+
+class Phase(Message, frozen=True):
+    """A trainer entered a phase; `total_steps` is known from training on."""
+
+    phase: Literal["preparing", "loading", "training", "saving"]
+    total_steps: int | None = None
+    resumed_from_step: int | None = None
+
+
+class Metrics(Message, frozen=True):
+    """One optimizer step."""
+
+    step: int
+    total_steps: int
+    epoch: float
+    loss: float
+    learning_rate: float
+    grad_norm: float | None
+    tokens: int
+    """Tokens seen since the job's first step, padding not counted."""
+    tokens_per_second: float
+    memory_bytes: int
+    """Peak so far: allocated on the device, or resident on a CPU."""
+    mean_token_accuracy: float | None = None
+
+
+class Eval(Message, frozen=True):
+    """Loss on the validation file."""
+
+    step: int
+    loss: float
+    mean_token_accuracy: float | None = None
+
+
+class Checkpoint(Message, frozen=True):
+    """A checkpoint was written and verified; `name` is its folder in WORKDIR/checkpoints."""
+
+    step: int
+    name: str
+
+
+class Notice(Message, frozen=True):
+    """A sentence for the job's events."""
+
+    level: Literal["info", "warn", "error"]
+    message: str
+
+
+class Done(Message, frozen=True):
+    """WORKDIR/result (or WORKDIR/prepared.json) is complete."""
+
+
+class Stopped(Message, frozen=True):
+    """The trainer was told to stop, and did at this step."""
+
+    step: int
+
+
+class Failed(Message, frozen=True):
+    """The trainer gives up; `retryable` says whether another attempt could help."""
+
+    code: str
+    message: str
+    param: str | None = None
+    retryable: bool = False
+
+
+AnyMessage = Phase | Metrics | Eval | Checkpoint | Notice | Done | Stopped | Failed
+
+_decoder = msgspec.json.Decoder(AnyMessage)
+
+
+def encode(message: AnyMessage) -> bytes:
+    """One line, its newline included."""
+    return msgspec.json.encode(message) + b"\n"
+
+
+def decode(line: bytes) -> AnyMessage:
+    """Raises `msgspec.DecodeError` for a line that no trainer of this version writes."""
+    message: AnyMessage = _decoder.decode(line)
+    return message

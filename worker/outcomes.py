@@ -1,0 +1,53 @@
+"""How an attempt can end: one class each, so that the type checker sees that none is forgotten."""
+
+from dataclasses import dataclass
+
+from app.jobs.prepared import Prepared
+from app.registry.manifest import Manifest
+
+
+@dataclass(frozen=True, slots=True)
+class FilesPrepared:
+    """The rows are checked and stored as the trainer will see them."""
+
+    prepared: Prepared
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """The result lies in storage, its manifest written."""
+
+    manifest: Manifest
+    manifest_sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Cancelled:
+    """Its owner wished it to end, and the trainer has ended."""
+
+
+@dataclass(frozen=True, slots=True)
+class Interrupted:
+    """The worker is shutting down; a checkpoint was saved where there was time for it."""
+
+
+@dataclass(frozen=True, slots=True)
+class TakenOver:
+    """The lease is lost: another attempt holds the job, and this one may write nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The attempt cannot go on; `retryable` says whether another could."""
+
+    code: str
+    message: str
+    param: str | None = None
+    retryable: bool = False
+
+    def as_error(self) -> dict[str, str | None]:
+        """As OpenAI's job object shows it."""
+        return {"code": self.code, "message": self.message, "param": self.param}
+
+
+Outcome = FilesPrepared | Published | Cancelled | Interrupted | TakenOver | Failed

@@ -1,0 +1,138 @@
+"""Carries what a trainer says into the job's history and progress, a few times a second.
+
+The pipe is read by one thread and the database written by another, so that training never waits for Postgres.
+"""
+
+import logging
+import threading
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+from sqlalchemy.exc import SQLAlchemyError
+
+from app.db import new_session
+from app.errors import IllegalMove
+from app.jobs import events, service
+from app.work import service as work_service
+from app.work.lifecycle import Claim
+from worker import messages
+from worker.messages import AnyMessage
+
+log = logging.getLogger(__name__)
+
+INTERVAL = 0.25
+"""Seconds between two writes."""
+KEPT = 100_000
+"""Messages kept while the database is away; beyond that the oldest go."""
+
+
+@dataclass(slots=True)
+class _Batch:
+    """What one transaction writes."""
+
+    told: list[tuple[events.Level, str]] = field(default_factory=list)
+    measured: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
+    resumed_from: int | None = None
+
+
+class Reporter:
+    """Takes messages from the thread that hears the trainer; writes them from its own."""
+
+    def __init__(self, claim: Claim) -> None:
+        self._claim = claim
+        self._heard: deque[AnyMessage] = deque(maxlen=KEPT)
+        self._progress: dict[str, Any] = {}
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._write_until_over, name="reporter", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Everything heard is written before the attempt is settled."""
+        self._over.set()
+        self._thread.join()
+
+    def hear(self, message: AnyMessage) -> None:
+        """Never waits."""
+        self._heard.append(message)
+
+    def _write_until_over(self) -> None:
+        while True:
+            last = self._over.wait(INTERVAL)
+            waiting = list(self._heard)
+            if waiting and self._write(waiting):
+                for _ in waiting:
+                    self._heard.popleft()
+            if last:
+                return
+
+    def _write(self, waiting: list[AnyMessage]) -> bool:
+        batch = _Batch()
+        for message in waiting:
+            self._translate(message, batch)
+        try:
+            with new_session() as session, session.begin():
+                service.report(session, self._claim, progress=self._progress, told=batch.told, measured=batch.measured)
+                if batch.resumed_from is not None:
+                    work_service.note_resume(session, self._claim, batch.resumed_from)
+        except IllegalMove:
+            return True  # not ours any more: the lease says so to whoever stops the trainer
+        except SQLAlchemyError as error:
+            log.warning("attempt %d at %s: not reported yet: %s", self._claim.attempt, self._claim.subject, error)
+            return False
+        return True
+
+    def _translate(self, message: AnyMessage, batch: _Batch) -> None:
+        match message:
+            case messages.Phase(phase=phase, total_steps=total, resumed_from_step=resumed):
+                self._progress = {**self._progress, "phase": "publishing" if phase == "saving" else phase}
+                if total is not None:
+                    self._progress["total_steps"] = total
+                if resumed is not None:
+                    batch.resumed_from = resumed
+                    batch.told.append(("info", f"Training goes on from the checkpoint at step {resumed}"))
+            case messages.Metrics():
+                batch.measured.append(_step(message))
+                self._progress = {**self._progress, **_progress(message)}
+            case messages.Eval(step=step, loss=loss, mean_token_accuracy=accuracy):
+                data = {"step": step, "valid_loss": loss, "valid_mean_token_accuracy": accuracy}
+                batch.measured.append((f"Step {step}: validation loss={loss:.4f}", data))
+            case messages.Checkpoint(step=step):
+                batch.told.append(("info", f"Checkpoint created at step {step}"))
+            case messages.Notice(level=level, message=text):
+                batch.told.append((level, text))
+            case messages.Done() | messages.Stopped() | messages.Failed():
+                pass  # the attempt's outcome says it
+
+
+def _step(metrics: messages.Metrics) -> tuple[str, dict[str, Any]]:
+    """An event with OpenAI's names for what it knows, and ours for the rest."""
+    data = {
+        "step": metrics.step,
+        "total_steps": metrics.total_steps,
+        "train_loss": metrics.loss,
+        "train_mean_token_accuracy": metrics.mean_token_accuracy,
+        "epoch": metrics.epoch,
+        "learning_rate": metrics.learning_rate,
+        "grad_norm": metrics.grad_norm,
+        "tokens": metrics.tokens,
+        "tokens_per_second": metrics.tokens_per_second,
+        "memory_bytes": metrics.memory_bytes,
+    }
+    return f"Step {metrics.step}/{metrics.total_steps}: training loss={metrics.loss:.4f}", data
+
+
+def _progress(metrics: messages.Metrics) -> dict[str, Any]:
+    return {
+        "phase": "training",
+        "step": metrics.step,
+        "total_steps": metrics.total_steps,
+        "epoch": metrics.epoch,
+        "tokens": metrics.tokens,
+        "tokens_per_second": metrics.tokens_per_second,
+        "loss": metrics.loss,
+        "memory_bytes": metrics.memory_bytes,
+    }

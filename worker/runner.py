@@ -1,0 +1,221 @@
+"""A slot's turn: take work, attempt it, settle how it ended, and again until there is none."""
+
+import logging
+import random
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import assert_never
+
+from sqlalchemy.exc import InterfaceError, OperationalError
+from sqlalchemy.orm import Session
+
+from app import queue
+from app.auth import Project
+from app.db import new_session
+from app.errors import IllegalMove
+from app.failpoints import failpoint
+from app.files import service as files
+from app.files.models import File
+from app.jobs import lifecycle
+from app.jobs.models import Job
+from app.jobs.prepared import Prepared
+from app.planning import recipes
+from app.registry import manifest as manifests
+from app.registry import service as registry
+from app.settings import get_settings
+from app.storage import Damaged, Storage, get_storage
+from app.work.lifecycle import Claim, Who
+from app.work.service import CPU
+from app.work.status import WorkKind
+from worker import messages, workspace
+from worker.lease import Lease
+from worker.messages import AnyMessage
+from worker.outcomes import Cancelled, Failed, FilesPrepared, Interrupted, Outcome, Published, TakenOver
+from worker.publication import publish
+from worker.reporter import Reporter
+from worker.shutdown import shutting_down
+from worker.standby import Trainers
+from worker.supervisor import Ending, Finished, attend
+
+log = logging.getLogger(__name__)
+
+
+class Slot:
+    """One place to train or to prepare: who it is to others, and where its trainers come from."""
+
+    def __init__(self, who: Who, trainers: Trainers) -> None:
+        self.who = who
+        self.trainers = trainers
+
+    def run(self, queue_name: str) -> None:
+        """Do the work of a queue, one attempt after another, until there is none or the worker shuts down."""
+        while not shutting_down() and (claim := self.take(queue_name)):
+            with Lease(claim) as lease:
+                outcome = self.attempt(claim, lease)
+                settle(claim, outcome)
+            workspace.tidy(claim.subject, claim.kind)
+
+    def take(self, queue_name: str) -> Claim | None:
+        """The first work of the queue, now ours for as long as the lease is kept."""
+        with new_session() as session, session.begin():
+            return lifecycle.claim(session, queue_name, who=self.who, lease=get_settings().lease_timeout)
+
+    def attempt(self, claim: Claim, lease: Lease) -> Outcome:
+        """Make one attempt, and turn whatever happens into how it ended."""
+        log.info("attempt %d at %s of %s begins", claim.attempt, claim.kind, claim.subject)
+        try:
+            folder = workspace.opened(claim)
+            with Reporter(claim) as reporter:
+                match claim.kind:
+                    case WorkKind.PREPARE:
+                        return self._prepare(claim, folder, lease, reporter)
+                    case WorkKind.TRAIN:
+                        return self._train(claim, folder, lease, reporter)
+                    case _:
+                        assert_never(claim.kind)
+        except Damaged as error:
+            return Failed("storage_damaged", f"What the job needs is not as it was stored: {error}.", retryable=True)
+        except OSError as error:
+            return Failed("storage_unavailable", f"The worker cannot write or read: {error}.", retryable=True)
+        except Exception as error:
+            log.exception("attempt %d at %s broke", claim.attempt, claim.subject)
+            return Failed("internal_error", f"{type(error).__name__}: {error}", retryable=True)
+
+    def _prepare(self, claim: Claim, folder: Path, lease: Lease, reporter: Reporter) -> Outcome:
+        storage = get_storage()
+        job, given = _job_and_files(claim)
+        workspace.fill_for_preparing(folder, job, given, storage)
+        ending = self._attend(claim, folder, lease, reporter)
+        if not isinstance(ending, Finished):
+            return ending
+        prepared = Prepared.model_validate_json((folder / "prepared.json").read_text())
+        for name in ("train.parquet", "validation.parquet"):
+            if (folder / name).exists():
+                storage.put_file(folder / name)
+        return FilesPrepared(prepared)
+
+    def _train(self, claim: Claim, folder: Path, lease: Lease, reporter: Reporter) -> Outcome:
+        storage = get_storage()
+        if (whole := manifests.newest_whole(storage, claim.subject)) is not None:
+            # An attempt before this one got as far as the commit point: nothing is trained twice.
+            return Published(whole, storage.write_manifest(whole.key, manifests.as_document(whole)))
+        job, given = _job_and_files(claim)
+        prepared = Prepared.model_validate(job.prepared)
+        workspace.fill_for_training(folder, job, prepared, storage)
+        ending = self._attend(claim, folder, lease, reporter)
+        if not isinstance(ending, Finished):
+            return ending
+        return _publish(claim, folder, storage, job, prepared, given["training_file"])
+
+    def _attend(self, claim: Claim, folder: Path, lease: Lease, reporter: Reporter) -> Ending:
+        """Run a trainer on the folder, and have the next one stand by."""
+        child = self.trainers.start(claim.kind, folder)
+        try:
+            return attend(child, lease, folder / "trainer.log", self._hearing(claim, reporter))
+        finally:
+            child.close()
+            self.trainers.stand_by(claim.kind)
+
+    def _hearing(self, claim: Claim, reporter: Reporter) -> Callable[[AnyMessage], None]:
+        """Report every message. On a GPU the next trainer starts with the first step; on a CPU only at the end,
+        since its imports would take the cores that train."""
+
+        def hear(message: AnyMessage) -> None:
+            reporter.hear(message)
+            if isinstance(message, messages.Metrics) and self.who.device["kind"] == "cuda":
+                self.trainers.stand_by(claim.kind)
+
+        return hear
+
+
+def settle(claim: Claim, outcome: Outcome) -> None:
+    """Write how an attempt ended: one transaction, fenced by the attempt's number, tried until the database answers."""
+    log.info("attempt %d at %s of %s: %s", claim.attempt, claim.kind, claim.subject, type(outcome).__name__)
+    patience = time.monotonic() + get_settings().database_patience.total_seconds()
+    while True:
+        try:
+            ring = _settle(claim, outcome)
+        except IllegalMove:
+            log.warning("attempt %d at %s was taken over; its outcome counts no more", claim.attempt, claim.subject)
+            return
+        except (OperationalError, InterfaceError):
+            if time.monotonic() > patience:
+                raise
+            log.warning("attempt %d at %s: the database is away; settling again", claim.attempt, claim.subject)
+            time.sleep(1)  # the database says nothing when it comes back
+            continue
+        if ring is not None:
+            queue.ring(ring)
+        return
+
+
+def _settle(claim: Claim, outcome: Outcome) -> str | None:
+    """Returns the queue to ring, if the move put work into one."""
+    with new_session() as session, session.begin():
+        match outcome:
+            case FilesPrepared(prepared):
+                return _queue_training(session, claim, prepared)
+            case Published(manifest, manifest_sha256):
+                result = registry.register(session, manifest, manifest_sha256=manifest_sha256)
+                failpoint("before_success")
+                lifecycle.succeed(session, claim, result, trained_tokens=manifest.report.trained_tokens)
+            case Cancelled():
+                lifecycle.stop(session, claim)
+            case Interrupted():
+                lifecycle.requeue(session, claim)
+            case Failed(retryable=True) if claim.failed_attempts < get_settings().max_retries:
+                lifecycle.retry(session, claim, outcome.as_error(), delay=_delay(claim.failed_attempts))
+            case Failed():
+                lifecycle.fail(session, claim, outcome.as_error())
+            case TakenOver():
+                return None
+            case _:
+                assert_never(outcome)
+    return None
+
+
+def _queue_training(session: Session, claim: Claim, prepared: Prepared) -> str:
+    job = session.get_one(Job, claim.subject)
+    spec = job.current_spec
+    facts = recipes.facts_of(prepared, device="cpu" if job.queue == CPU else "cuda")
+    return lifecycle.queue_training(
+        session,
+        claim,
+        prepared=prepared,
+        resolved=recipes.resolve(spec, facts),
+        warnings=recipes.warnings(spec, facts),
+    )
+
+
+def _publish(claim: Claim, folder: Path, storage: Storage, job: Job, prepared: Prepared, file: File) -> Published:
+    with new_session() as session, session.begin():
+        project = session.get_one(Project, job.project_id)
+    manifest, sha256 = publish(
+        folder / "result",
+        storage,
+        claim=claim,
+        job=job,
+        prepared=prepared,
+        file=file,
+        project_name=project.name,
+    )
+    return Published(manifest, sha256)
+
+
+def _job_and_files(claim: Claim) -> tuple[Job, dict[str, File]]:
+    """The job, and its files by the spec's names for them."""
+    with new_session() as session, session.begin():
+        job = session.get_one(Job, claim.subject)
+        spec = job.current_spec
+        given = {"training_file": files.used(session, job.project_id, spec.training_file)}
+        if spec.validation_file is not None:
+            given["validation_file"] = files.used(session, job.project_id, spec.validation_file)
+        return job, given
+
+
+def _delay(failed_attempts: int) -> timedelta:
+    """How long until the next try: the settings' table, and up to a quarter more, so that many do not come at once."""
+    delays = get_settings().retry_delays
+    return delays[min(failed_attempts, len(delays) - 1)] * random.uniform(1, 1.25)  # noqa: S311  no secret

@@ -1,0 +1,93 @@
+"""This process's slot: made in the pool child after its fork, with everything that must not be shared across one."""
+
+import fcntl
+import logging
+import os
+import threading
+from dataclasses import dataclass
+
+from sqlalchemy.exc import SQLAlchemyError
+
+from app.db import new_session
+from app.queue import PREPARE
+from app.settings import get_settings
+from app.work import service
+from app.work.lifecycle import Who
+from app.work.status import WorkKind
+from worker import workspace
+from worker.devices import Device
+from worker.runner import Slot
+from worker.standby import Trainers
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """What a worker was started as."""
+
+    who: Who
+    queue: str
+    device: Device
+    lock_name: str
+    """Of a GPU its UUID, so that two workers cannot share it whatever their slots are called."""
+
+
+class Occupied:
+    """A place with a process in it: heard of by others, its trainers ready, its lock held."""
+
+    def __init__(self, place: Place) -> None:
+        self._place = place
+        self._over = threading.Event()
+        self._lock = _open_lock(place.lock_name)
+        self._locked = False
+        self._trainers = Trainers(place.device, self._lock)
+        self._slot = Slot(place.who, self._trainers)
+        self._presence = threading.Thread(target=self._be_heard, name="presence", daemon=True)
+
+    def enter(self) -> None:
+        """Show up, and start the first trainer ahead. Called by the thread that will run the work: its trainers die
+        with it."""
+        self._presence.start()
+        self._trainers.stand_by(WorkKind.PREPARE if self._place.queue == PREPARE else WorkKind.TRAIN)
+
+    def run(self, queue_name: str) -> None:
+        """Do the work of a queue, once nobody from before us is left on the device."""
+        if not self._locked:
+            fcntl.flock(self._lock, fcntl.LOCK_EX)
+            self._locked = True
+        try:
+            self._slot.run(queue_name)
+        except SQLAlchemyError as error:
+            log.warning("no work taken: %s; the sweeper will ring again", error)
+
+    def leave(self) -> None:
+        """End in order: no standby left, and struck off the list of workers."""
+        self._over.set()
+        self._trainers.close()
+        self._presence.join(timeout=5)
+
+    def _be_heard(self) -> None:
+        interval = get_settings().heartbeat_interval.total_seconds()
+        while not self._over.is_set():
+            self._hear()
+            self._over.wait(interval)
+        try:
+            with new_session() as session, session.begin():
+                service.forget(session, self._place.who.worker_id)
+        except SQLAlchemyError as error:
+            log.info("not struck off the list of workers: %s", error)
+
+    def _hear(self) -> None:
+        try:
+            with new_session() as session, session.begin():
+                service.hear(session, self._place.who, queue=self._place.queue, pid=os.getpid())
+            workspace.prune(get_settings().scratch_retention)
+        except (SQLAlchemyError, OSError) as error:
+            log.warning("not heard: %s", error)
+
+
+def _open_lock(name: str) -> int:
+    folder = get_settings().home.absolute() / "locks"
+    folder.mkdir(parents=True, exist_ok=True)
+    return os.open(folder / f"{name}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)

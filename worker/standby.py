@@ -1,0 +1,106 @@
+"""Trainers as processes: a fresh one for each attempt, and one started ahead whose imports are done.
+
+A standby waits for its WORKDIR on standard input. It holds no GPU memory, and dies with this process.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from app.settings import get_settings
+from app.work.status import WorkKind
+from worker.devices import Device
+
+MODULES = {WorkKind.PREPARE: "worker.training.prepare", WorkKind.TRAIN: "worker.training"}
+HIDDEN = ("FINETUNED_DATABASE_URL", "FINETUNED_BROKER_URL", "FINETUNED_STORAGE_URL", "FINETUNED_API_KEY")
+"""What a trainer has no business with."""
+
+
+@dataclass(frozen=True, slots=True)
+class Child:
+    """A trainer process and the pipe it speaks on."""
+
+    process: subprocess.Popen[bytes]
+    events: int
+
+    def signal(self, number: signal.Signals) -> None:
+        """Signal the trainer and everything it has started."""
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, number)
+
+    def close(self) -> None:
+        """End it, if it has not ended, and let go of the pipe."""
+        self.signal(signal.SIGKILL)
+        self.process.wait()
+        os.close(self.events)
+        if self.process.stdin is not None:
+            with suppress(BrokenPipeError):
+                self.process.stdin.close()
+
+
+@dataclass(slots=True)
+class Trainers:
+    """Where a slot gets its trainers from. Used by one thread, whose end is the trainers' end."""
+
+    device: Device
+    lock: int
+    """Descriptor of the slot's lock: a trainer holds it too, so that the next worker waits until all are gone."""
+    _waiting: dict[WorkKind, Child] = field(default_factory=dict)
+
+    def start(self, kind: WorkKind, folder: Path) -> Child:
+        """A trainer at work on a folder: the one that was standing by, if it still does."""
+        child = self._waiting.pop(kind, None)
+        if child is not None and child.process.poll() is not None:
+            child.close()
+            child = None
+        if child is None:
+            child = self._spawn(kind)
+        assert child.process.stdin is not None  # noqa: S101  spawned with a pipe
+        with suppress(BrokenPipeError):  # it died just now; its end is heard on the events' pipe
+            child.process.stdin.write(os.fsencode(folder) + b"\n")
+            child.process.stdin.close()
+        return child
+
+    def stand_by(self, kind: WorkKind) -> None:
+        """Start the next trainer ahead, unless one waits already or the settings say no."""
+        if not get_settings().standby:
+            return
+        waiting = self._waiting.get(kind)
+        if waiting is None or waiting.process.poll() is not None:
+            self._waiting[kind] = self._spawn(kind)
+
+    def close(self) -> None:
+        """End whoever stands by."""
+        for child in self._waiting.values():
+            child.close()
+        self._waiting.clear()
+
+    def _spawn(self, kind: WorkKind) -> Child:
+        """Every trainer is told its WORKDIR on standard input, so that there is one way to start."""
+        read_end, write_end = os.pipe()
+        environment = {name: value for name, value in os.environ.items() if name not in HIDDEN}
+        environment |= self.device.environment() | {
+            "FINETUNED_EVENTS_FD": str(write_end),
+            "FINETUNED_PARENT_PID": str(os.getpid()),
+            "FINETUNED_MODELS_DIR": str(get_settings().models),
+        }
+        log_file = get_settings().home.absolute() / "logs" / f"trainer-{kind}-{os.getpid()}.log"
+        log_file.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with log_file.open("wb") as log:
+                process = subprocess.Popen(
+                    [sys.executable, "-m", MODULES[kind], "--wait"],
+                    stdin=subprocess.PIPE,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    env=environment,
+                    pass_fds=(write_end, self.lock),
+                    start_new_session=True,
+                )
+        finally:
+            os.close(write_end)
+        return Child(process, read_end)

@@ -1,0 +1,91 @@
+"""Puts right what a crash left behind: rings again for work nobody heard, takes back what a silent worker held.
+
+Any number may run; a Postgres advisory lock lets one of them sweep. It needs no broker to take work back.
+"""
+
+import logging
+import signal
+import threading
+from datetime import timedelta
+
+from sqlalchemy import func, select
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.orm import Session
+
+from app import queue
+from app.db import new_session
+from app.jobs import lifecycle, retention
+from app.settings import get_settings
+from app.storage import get_storage
+from app.work import service
+from app.work.lifecycle import Claim
+
+log = logging.getLogger(__name__)
+
+SWEEPER_LOCK = 0x73776565
+FILES_KEPT = timedelta(minutes=10)
+"""How long the bytes of a deleted file stay: a download that has begun may end."""
+
+
+def sweep(session: Session, *, take_back: bool) -> list[str]:
+    """One round, if no other sweeper is at it. Returns the queues to ring after the commit.
+
+    `take_back` is False while leases may look expired although their workers live: right after a start of ours.
+    """
+    if not session.scalar(select(func.pg_try_advisory_xact_lock(SWEEPER_LOCK))):
+        return []
+    if take_back and _database_up_for(session) > get_settings().lease_timeout:
+        for claim, where in service.silent(session):
+            _take_back(session, claim, host=str(where["host"]))
+    return service.unheard(session)
+
+
+def _take_back(session: Session, claim: Claim, *, host: str) -> None:
+    """The worker has not been heard for a whole lease: another may try, unless this happened too often."""
+    settings = get_settings()
+    message = f"The worker on {host} has not been heard for {settings.lease_timeout.total_seconds():g} s."
+    error = {"code": "worker_lost", "message": message, "param": None}
+    if claim.failed_attempts >= settings.max_retries:
+        lifecycle.fail(session, claim, error)
+        return
+    # The lease was the first wait; a job that loses one worker after the other waits longer each time.
+    delays = (timedelta(0), *settings.retry_delays)
+    delay = delays[min(claim.failed_attempts, len(delays) - 1)]
+    lifecycle.retry(session, claim, error, delay=delay, outcome="lease_expired")
+
+
+def _database_up_for(session: Session) -> timedelta:
+    up = session.scalar(select(func.now() - func.pg_postmaster_start_time()))
+    assert isinstance(up, timedelta)  # noqa: S101  the difference of two times
+    return up
+
+
+def main() -> None:
+    """Sweep until told to stop."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    over = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: over.set())
+    settings = get_settings()
+    interval = settings.sweep_interval.total_seconds()
+    rounds_before_expiry = settings.lease_timeout / settings.sweep_interval
+    done = 0
+    while not over.wait(interval if done else 0):
+        _sweep_once(take_back=done > rounds_before_expiry)
+        done += 1
+
+
+def _sweep_once(*, take_back: bool) -> None:
+    try:
+        with new_session() as session, session.begin():
+            unheard = sweep(session, take_back=take_back)
+        for queue_name in unheard:
+            queue.ring(queue_name)
+        with new_session() as session, session.begin():
+            retention.delete_unused_blobs(session, get_storage(), age=FILES_KEPT)
+    except (SQLAlchemyError, OSError) as error:
+        log.warning("this round was not swept: %s", error)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,51 @@
+"""A trainer: `python -m worker.training WORKDIR`, by hand or as a worker's child; `--wait` reads WORKDIR from stdin."""
+
+import os
+import sys
+from pathlib import Path
+
+from worker import messages
+from worker.training.child import StopNow, StopRequest, become_child, leave, reporter, work_dir_from
+
+
+def main() -> int:
+    """The exit code: 0 when WORKDIR/result is complete, or the trainer was told to stop and did."""
+    become_child()
+    stop, report = StopRequest(), reporter()
+    try:
+        set_environment(sys.argv[1:])
+        # Not at the top: these imports take seconds, in which a signal is answered and a dead worker noticed.
+        from worker.training import failures, preload
+        from worker.training.train import prepare_by_hand, train
+
+        preload.warm_up()
+        work_dir = work_dir_from(sys.argv[1:])
+        if work_dir is None:
+            return 0
+        try:
+            if not (work_dir / "prepared.json").exists():
+                prepare_by_hand(work_dir, report)
+            outcome = train(work_dir, report, stop)
+        except Exception as error:  # noqa: BLE001  whatever it is, the worker is told in its own words
+            report(failures.classify(error))
+            return 1
+        stop.deferred = True  # what is done is done
+        report(outcome)
+    except StopNow:
+        report(messages.Stopped(step=0))
+    finally:
+        stop.deferred = True
+    return 0
+
+
+def set_environment(arguments: list[str]) -> None:
+    """What the libraries read once, when they are imported."""
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    # numpy's pool: a thread a core from its import on, and training never uses it.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    if arguments == ["--wait"] or all((Path(given) / "prepared.json").exists() for given in arguments):
+        os.environ["HF_HUB_OFFLINE"] = "1"  # everything was fetched while preparing
+
+
+if __name__ == "__main__":
+    leave(main())

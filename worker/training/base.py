@@ -1,0 +1,80 @@
+"""Where a base model's files are: a folder of the models directory, or a snapshot of the hub at one commit."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled, RepositoryNotFoundError, RevisionNotFoundError
+
+from app.jobs.prepared import BaseIdentity
+from app.registry import identity
+
+SAFE_FILES = ["*.safetensors", "*.json", "*.txt", "*.jinja", "tokenizer.model"]
+"""What is fetched of a hub model: no pickles, no code."""
+
+
+@dataclass(frozen=True, slots=True)
+class BaseFolder:
+    """A base on this machine."""
+
+    path: Path
+    id: str
+    commit: str | None
+    """Of a hub snapshot; None for a local folder."""
+
+    def identity(self) -> BaseIdentity:
+        """Its hashes; reads all weights."""
+        return identity.of_folder(self.path, id=self.id, revision=self.commit)
+
+
+class BaseNotFound(Exception):
+    """There is no such base for this worker."""
+
+
+def locate(model: str) -> BaseFolder:
+    """Find a local base, or fetch a hub model at the commit its revision means now.
+
+    Raises `BaseNotFound`, and `identity.UnusableBase` for one that would run code.
+    """
+    if "/" in model:
+        return _from_hub(*_hub_id(model))
+    return _local(model)
+
+
+def locate_again(base: BaseIdentity) -> BaseFolder:
+    """The base that preparing found, at its commit. Raises like `locate`."""
+    if "/" in base.id:
+        return _from_hub(base.id, base.revision)
+    return _local(base.id)
+
+
+def _local(name: str) -> BaseFolder:
+    home = Path(os.environ.get("FINETUNED_HOME", str(Path.home() / ".finetuned")))
+    models = Path(os.environ.get("FINETUNED_MODELS_DIR", str(home / "models")))
+    folder = models / name
+    if not folder.is_dir():
+        raise BaseNotFound(f"The base model '{name}' is not in this worker's FINETUNED_MODELS_DIR.")
+    identity.require_safe(folder)
+    return BaseFolder(folder, name, None)
+
+
+def _hub_id(model: str) -> tuple[str, str | None]:
+    name, _, revision = model.partition("@")
+    return name, revision or None
+
+
+def _from_hub(name: str, revision: str | None) -> BaseFolder:
+    try:
+        commit = revision if revision and _is_commit(revision) else HfApi().model_info(name, revision=revision).sha
+        folder = Path(snapshot_download(name, revision=commit, allow_patterns=SAFE_FILES))
+    except (RepositoryNotFoundError, RevisionNotFoundError) as error:
+        raise BaseNotFound(f"The hub has no model '{name}' at '{revision or 'main'}', or it is gated.") from error
+    except (HfHubHTTPError, OfflineModeIsEnabled) as error:
+        raise ConnectionError(f"The hub does not give '{name}': {error}") from error
+    identity.require_safe(folder, links_may_leave=True)
+    return BaseFolder(folder, name, commit)
+
+
+def _is_commit(revision: str) -> bool:
+    return len(revision) == 40 and all(char in "0123456789abcdef" for char in revision)

@@ -1,0 +1,166 @@
+"""Progress out, wishes in: what the trainer's loop calls at its steps."""
+
+# ruff: noqa: ARG002  transformers calls these with its own arguments, needed or not
+
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from app.jobs.spec import SupervisedHyperparameters
+from worker import messages
+from worker.training import checkpoints
+from worker.training.checkpoints import Checkpoint
+from worker.training.child import Report, StopNow, StopRequest
+from worker.training.device import Device, peak_memory_bytes
+from worker.training.failures import LossNotFinite
+
+SAVE_INTERVAL = 600.0
+"""Seconds between checkpoints where the spec leaves it to us: what a crash may cost at most."""
+
+
+class Progress(TrainerCallback):  # type: ignore[misc]  # transformers publishes no types
+    """Reports every step, and counts what must go on counting after a resume."""
+
+    def __init__(self, report: Report, device: Device, checkpoint: Checkpoint | None) -> None:
+        self._report = report
+        self._device = device
+        self._checkpoint = checkpoint
+        self._tokens_before = checkpoint.tokens if checkpoint else 0
+        self._seconds_before = checkpoint.seconds if checkpoint else 0.0
+        self._began_at = self._step_began_at = time.monotonic()
+        self._trained_for = 0.0
+        self.tokens = self._tokens_before
+
+    @property
+    def seconds(self) -> float:
+        """Spent in training, evaluations and checkpoints included, by all attempts that led here."""
+        return self._seconds_before + self._trained_for
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """How far there is to go, and from where."""
+        resumed = self._checkpoint.step if self._checkpoint else None
+        self._report(messages.Phase(phase="training", total_steps=state.max_steps, resumed_from_step=resumed))
+        self._began_at = time.monotonic()
+
+    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """A step's speed leaves out the evaluation and the checkpoint before it."""
+        self._step_began_at = time.monotonic()
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, Any], **_: Any
+    ) -> None:
+        """A step's numbers, or an evaluation's. Raises `LossNotFinite`, before the step could be saved."""
+        self._trained_for = time.monotonic() - self._began_at
+        if "loss" in logs:
+            self._step(state, logs)
+        elif "eval_loss" in logs:
+            accuracy = logs.get("eval_mean_token_accuracy")
+            self._report(messages.Eval(state.global_step, float(logs["eval_loss"]), accuracy))
+
+    def _step(self, state: TrainerState, logs: dict[str, Any]) -> None:
+        loss = float(logs["loss"])  # transformers rounds what it prints, not what it logs
+        grad_norm = float(logs["grad_norm"]) if "grad_norm" in logs else None
+        _require_finite(state.global_step, loss, grad_norm)
+        tokens = self._tokens_before + int(logs["num_tokens"])
+        rate = (tokens - self.tokens) / max(time.monotonic() - self._step_began_at, 1e-9)
+        self.tokens = tokens
+        self._report(
+            messages.Metrics(
+                step=state.global_step,
+                total_steps=state.max_steps,
+                epoch=float(state.epoch or 0.0),
+                loss=loss,
+                learning_rate=float(logs["learning_rate"]),
+                grad_norm=grad_norm,
+                tokens=tokens,
+                tokens_per_second=rate,
+                memory_bytes=peak_memory_bytes(self._device),
+                mean_token_accuracy=logs.get("mean_token_accuracy"),
+            )
+        )
+
+
+class Pace(TrainerCallback):  # type: ignore[misc]  # transformers publishes no types
+    """Says when to save, to evaluate and to stop, and commits what was saved."""
+
+    def __init__(
+        self,
+        report: Report,
+        stop: StopRequest,
+        given: SupervisedHyperparameters,
+        progress: Progress,
+        *,
+        evaluate: bool,
+    ) -> None:
+        self._report = report
+        self._stop = stop
+        self._save_steps = given.save_steps
+        self._eval_steps = given.eval_steps
+        self._progress = progress
+        self._evaluate = evaluate
+        self._saved_at = time.monotonic()
+        self._saved_step: int | None = None
+
+    def on_substep_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Half a step is worth nothing to a job that is cancelled."""
+        control.should_training_stop |= self._stop.wish == "stop"
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Every so many steps, or when the last save is long ago."""
+        last = state.global_step >= state.max_steps
+        if self._save_steps == "auto":
+            control.should_save |= time.monotonic() - self._saved_at > SAVE_INTERVAL
+        else:
+            control.should_save |= state.global_step % self._save_steps == 0
+        if self._evaluate and self._eval_steps != "auto":
+            control.should_evaluate |= last or state.global_step % self._eval_steps == 0
+        self._follow_wish(state, control)
+
+    def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """The other half of `auto`. Called as well where a stop has cut the epoch short."""
+        control.should_save |= self._save_steps == "auto" and self._saved_step != state.global_step
+        control.should_evaluate |= self._evaluate and self._eval_steps == "auto"
+        self._follow_wish(state, control)
+
+    def on_prediction_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """The middle of an evaluation. Raises `StopNow` for a cancelled job; one that goes on elsewhere finishes it,
+        because transformers saves what the step has learnt only afterwards."""
+        if self._stop.wish == "stop":
+            raise StopNow
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """transformers has written the folder; from here on it counts, and older ones may go."""
+        folder = Path(args.output_dir)
+        saved = Checkpoint(
+            path=folder / f"checkpoint-{state.global_step}",
+            step=state.global_step,
+            total_steps=state.max_steps,
+            tokens=self._progress.tokens,
+            seconds=self._progress.seconds,
+        )
+        checkpoints.commit(saved)
+        checkpoints.prune(folder)
+        self._saved_at, self._saved_step = time.monotonic(), state.global_step
+        self._report(messages.Checkpoint(state.global_step, saved.path.name))
+
+    def _follow_wish(self, state: TrainerState, control: TrainerControl) -> None:
+        """Stop: with a checkpoint of this step for a job that goes on elsewhere, without for a cancelled one."""
+        if self._stop.wish is not None:
+            control.should_training_stop = True
+            control.should_save = self._stop.wish == "save" and self._saved_step != state.global_step
+            control.should_evaluate = False
+
+
+def _require_finite(step: int, loss: float, grad_norm: float | None) -> None:
+    if not math.isfinite(loss):
+        what = f"loss of step {step} is {loss}"
+    elif grad_norm is not None and not math.isfinite(grad_norm):
+        what = f"gradient's norm at step {step} is {grad_norm}, which has spoilt every weight"
+    else:
+        return
+    raise LossNotFinite(f"The {what}. Lower the learning rate, or look for broken rows.")

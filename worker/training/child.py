@@ -1,0 +1,97 @@
+"""What both entry points share: dying with the worker, the pipe, the signals, the WORKDIR. Imports nothing heavy."""
+
+import ctypes
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Literal, NoReturn
+
+from worker import messages
+from worker.messages import AnyMessage
+
+PR_SET_PDEATHSIG = 1
+
+Report = Callable[[AnyMessage], None]
+
+
+class StopNow(BaseException):
+    """A signal came while there was nothing worth finishing."""
+
+
+def become_child() -> None:
+    """Die with the worker that started this process, whatever kills it. Does nothing where no worker did."""
+    parent = os.environ.get("FINETUNED_PARENT_PID")
+    if parent is None:
+        return
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != int(parent):  # it died before the line above
+        os._exit(1)
+
+
+def work_dir_from(arguments: list[str]) -> Path | None:
+    """The WORKDIR of the command line, or of the first line of standard input after `--wait`; None at its end.
+
+    Under a worker, everything printed from then on goes to WORKDIR/trainer.log.
+    """
+    if arguments == ["--wait"]:
+        line = sys.stdin.readline()
+        if not line:
+            return None
+        work_dir = Path(line.rstrip("\n"))
+    elif len(arguments) == 1 and not arguments[0].startswith("-"):
+        work_dir = Path(arguments[0])
+    else:
+        sys.exit("usage: python -m worker.training[.prepare] WORKDIR | --wait")
+    if "FINETUNED_EVENTS_FD" in os.environ:
+        _log_to(work_dir / "trainer.log")
+    return work_dir.absolute()
+
+
+def reporter() -> Report:
+    """Writes each message as one line to the worker's pipe, or to standard output where there is no worker."""
+    descriptor = int(os.environ.get("FINETUNED_EVENTS_FD", "1"))
+
+    def report(message: AnyMessage) -> None:
+        line = messages.encode(message)
+        while line:
+            line = line[os.write(descriptor, line) :]
+
+    return report
+
+
+class StopRequest:
+    """What the signals wish: TERM to save a checkpoint and stop, INT to stop.
+
+    While `deferred` a signal is only noted, for the training loop to follow at the end of its step; before and after
+    that it raises `StopNow` where it arrives.
+    """
+
+    def __init__(self) -> None:
+        self.wish: Literal["save", "stop"] | None = None
+        self.deferred = False
+        signal.signal(signal.SIGTERM, self._noted)
+        signal.signal(signal.SIGINT, self._noted)
+
+    def _noted(self, number: int, _: FrameType | None) -> None:
+        self.wish = "save" if number == signal.SIGTERM and self.wish is None else "stop"
+        if not self.deferred:
+            raise StopNow
+
+
+def leave(code: int) -> NoReturn:
+    """End now: tearing an interpreter with torch down takes a second, and nothing in it is left to save."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _log_to(path: Path) -> None:
+    log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    os.close(log)

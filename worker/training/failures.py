@@ -1,0 +1,95 @@
+"""From exceptions to what the job's owner is told: code, sentence, remedy, and whether another attempt could help."""
+
+import errno
+import traceback
+
+from app.registry import identity
+from worker.messages import Failed
+from worker.training.base import BaseNotFound
+from worker.training.labels import TemplateUnusable
+
+
+class FileUnusable(Exception):
+    """An uploaded file cannot be trained on; `name` is the spec's name for it."""
+
+    def __init__(self, name: str, message: str) -> None:
+        super().__init__(message)
+        self.name = name
+
+
+class SpecUnusable(Exception):
+    """A field of the spec does not fit the base; `param` is its path."""
+
+    def __init__(self, param: str, message: str) -> None:
+        super().__init__(message)
+        self.param = param
+
+
+class BaseChanged(Exception):
+    """The base is not the one that the files were prepared for."""
+
+
+class LossNotFinite(Exception):
+    """A step's loss was NaN or infinite."""
+
+
+def classify(error: BaseException) -> Failed:
+    """Anything that can end a trainer, as the message that says so."""
+    match error:
+        case FileUnusable(name=name):
+            return Failed(code=f"invalid_{name}", message=_sentence(error), param=name)
+        case SpecUnusable(param=param):
+            return Failed(code="invalid_value", message=_sentence(error), param=param)
+        case BaseNotFound():
+            return Failed(code="model_not_found", message=_sentence(error), param="model")
+        case identity.UnusableBase():
+            return Failed(code=error.code, message=f"The base model cannot be used: {error}", param="model")
+        case TemplateUnusable():
+            return Failed(code="invalid_chat_template", message=_sentence(error), param="model")
+        case BaseChanged():
+            return Failed(code="base_model_changed", message=_sentence(error), param="model")
+        case LossNotFinite():
+            return Failed(code="loss_not_finite", message=_sentence(error), param=None)
+        case ConnectionError() | TimeoutError():
+            return Failed(code="hub_unavailable", message=_sentence(error), param="model", retryable=True)
+        case MemoryError():
+            return _out_of_host_memory()
+        case OSError(errno=errno.ENOSPC):
+            return Failed(
+                code="no_space",
+                message="The worker's disk is full. Free some room, or save fewer checkpoints (save_steps).",
+                retryable=True,
+            )
+        case _:
+            return _of_torch(error)
+
+
+def _of_torch(error: BaseException) -> Failed:
+    """Torch's exceptions by name, so that preparing does not need torch to tell them."""
+    text = str(error)
+    if type(error).__name__ == "OutOfMemoryError":
+        return Failed(
+            code="out_of_memory",
+            message="The GPU ran out of memory. Try, in this order: per_device_train_batch_size 1,"
+            " gradient_checkpointing true, tuning qlora, a smaller max_length, or a larger GPU (resources.gpu_memory_gb).",
+            param="method.supervised.hyperparameters.per_device_train_batch_size",
+        )
+    if isinstance(error, RuntimeError) and "can't allocate memory" in text:
+        return _out_of_host_memory()
+    if isinstance(error, ValueError) and "arget modules" in text:
+        return Failed(code="invalid_target_modules", message=text, param="tuning.target_modules")
+    traceback.print_exception(error)
+    return Failed(code="internal_error", message=f"{type(error).__name__}: {text}"[:2000])
+
+
+def _out_of_host_memory() -> Failed:
+    return Failed(
+        code="out_of_host_memory",
+        message="The worker's machine ran out of memory. Try tuning qlora, a smaller max_length, or a larger machine.",
+        retryable=True,
+    )
+
+
+def _sentence(error: BaseException) -> str:
+    text = str(error)
+    return text[:1].upper() + text[1:]

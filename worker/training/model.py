@@ -1,0 +1,75 @@
+"""The base model as it is trained: checked against its identity, in 4 bits or not, with an adapter or without."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from bitsandbytes.nn import Linear4bit
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from app.jobs.prepared import BaseIdentity
+from app.jobs.spec import JobSpec, QloraTuning
+from worker.training import configs
+from worker.training.base import locate_again
+from worker.training.device import Device
+from worker.training.failures import BaseChanged
+
+
+def require_same_base(expected: BaseIdentity) -> Path:
+    """The folder of the base that the files were prepared for. Raises `BaseChanged` for any other."""
+    base = locate_again(expected)
+    found = base.identity()
+    if found != expected:
+        changed = [name for name in BaseIdentity.model_fields if getattr(found, name) != getattr(expected, name)]
+        raise BaseChanged(
+            f"The base model '{expected.id}' is not the one this job was prepared for: {', '.join(changed)} differ."
+            " Submit the job again to train on the base as it is now."
+        )
+    return base.path
+
+
+def load(folder: Path, spec: JobSpec, device: Device) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The model on its device, and its tokenizer; safetensors only, no code of the folder's own."""
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    options: dict[str, Any] = {}
+    if isinstance(spec.tuning, QloraTuning):
+        options["quantization_config"] = configs.quantization_config(device)
+    model = AutoModelForCausalLM.from_pretrained(
+        folder,
+        dtype=configs.base_dtype(spec, device),
+        attn_implementation=device.attention,
+        device_map={"": 0} if device.kind == "cuda" else None,
+        trust_remote_code=False,
+        use_safetensors=True,
+        **options,
+    )
+    keep_4bit_weights_as_they_are(model)
+    return model, tokenizer
+
+
+def keep_4bit_weights_as_they_are(model: torch.nn.Module) -> None:
+    """On CPUs with AVX512-BF16, bitsandbytes 0.50 repacks 4-bit weights at the first forward without gradients, and
+    every gradient after that is wrong (norm 0.41 instead of 2.1). Training reads them unpacked."""
+    for module in model.modules():
+        if isinstance(module, Linear4bit):
+            module.support_avx512bf16_for_cpu = False
+
+
+def keep_adapter_in_fp32(model: torch.nn.Module) -> None:
+    """TRL casts a QLoRA adapter to bf16, where small updates are rounded away; the recipe keeps it in fp32."""
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+
+
+def count_parameters(model: torch.nn.Module) -> tuple[int, int]:
+    """Trained parameters and all of them; a 4-bit weight counts as the parameters it holds, not as its bytes."""
+    trained = total = 0
+    for parameter in model.parameters():
+        count = parameter.numel()
+        quantized = getattr(parameter, "quant_state", None)
+        if quantized is not None:
+            count = quantized.shape.numel()
+        total += count
+        trained += count if parameter.requires_grad else 0
+    return trained, total

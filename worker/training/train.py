@@ -1,0 +1,117 @@
+"""Trains a job, top to bottom: base, rows, trainer, steps, result."""
+
+import time
+from pathlib import Path
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, TrainerState
+from trl import SFTTrainer
+
+from app.jobs.prepared import Prepared
+from app.jobs.spec import JobSpec, LoraTuning, QloraTuning
+from app.planning import recipes
+from worker import messages
+from worker.training import checkpoints, configs, device, model, result
+from worker.training.callbacks import Pace, Progress
+from worker.training.checkpoints import Checkpoint
+from worker.training.child import Report, StopNow, StopRequest
+from worker.training.data import rows_of
+from worker.training.device import Device
+from worker.training.prepare import prepare
+
+
+def train(work_dir: Path, report: Report, stop: StopRequest) -> messages.Done | messages.Stopped:
+    """WORKDIR/job.json, prepared.json and the Parquet files → WORKDIR/result.
+
+    Goes on from the newest checkpoint that verifies. Raises whatever loading, training and saving raise, and
+    `StopNow` where it was told to stop outside of its steps.
+    """
+    report(messages.Phase(phase="loading"))
+    began = time.perf_counter()
+    spec = JobSpec.model_validate_json((work_dir / "job.json").read_text())
+    prepared = Prepared.model_validate_json((work_dir / "prepared.json").read_text())
+    machine = device.find()
+    base = model.require_same_base(prepared.base)
+    base_model, tokenizer = model.load(base, spec, machine)
+    trainer = build_trainer(work_dir, spec, machine, base_model, tokenizer)
+    checkpoint = checkpoints.newest_verified(work_dir / "checkpoints")
+    progress = Progress(report, machine, checkpoint)
+    trainer.add_callback(progress)
+    trainer.add_callback(Pace(report, stop, spec.hyperparameters, progress, evaluate=prepared.validation is not None))
+    loaded = time.perf_counter()
+
+    if not run_steps(trainer, checkpoint, report, stop):
+        return messages.Stopped(trainer.state.global_step)
+    trained = time.perf_counter()
+
+    report(messages.Phase(phase="saving"))
+    result.write(
+        work_dir / "result",
+        trainer=trainer,
+        tokenizer=tokenizer,
+        spec=spec,
+        prepared=prepared,
+        machine=machine,
+        base=base,
+        progress=progress,
+        phases={"load": loaded - began, "train": trained - loaded},
+    )
+    return messages.Done()
+
+
+def build_trainer(
+    work_dir: Path,
+    spec: JobSpec,
+    machine: Device,
+    base_model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+) -> SFTTrainer:
+    """TRL's trainer, with nothing of ours in its arithmetic. Raises `TargetModulesUnusable`."""
+    if isinstance(spec.tuning, LoraTuning):
+        model.require_target_modules(base_model, spec.tuning.target_modules)
+    validation = work_dir / "validation.parquet"
+    trainer = SFTTrainer(
+        model=base_model,
+        args=configs.sft_config(spec, machine, work_dir / "checkpoints"),
+        train_dataset=rows_of(work_dir / "train.parquet"),
+        eval_dataset=rows_of(validation) if validation.exists() else None,
+        processing_class=tokenizer,
+        peft_config=configs.lora_config(spec.tuning) if isinstance(spec.tuning, LoraTuning) else None,
+    )
+    trainer.remove_callback(PrinterCallback)  # it prints to standard output, where the messages go by hand
+    if isinstance(spec.tuning, QloraTuning):
+        model.keep_adapter_in_fp32(trainer.model)
+    return trainer
+
+
+def run_steps(trainer: SFTTrainer, checkpoint: Checkpoint | None, report: Report, stop: StopRequest) -> bool:
+    """All steps that are left. False when it was told to stop, at the end of a step."""
+    stop.deferred = True
+    if checkpoint is not None and checkpoint.finished:
+        report(messages.Phase("training", total_steps=checkpoint.step, resumed_from_step=checkpoint.step))
+        restore(trainer, checkpoint)
+    else:
+        try:
+            trainer.train(resume_from_checkpoint=str(checkpoint.path) if checkpoint else None)
+        except StopNow:  # from the middle of an evaluation
+            return False
+    stop.deferred = False
+    return stop.wish is None
+
+
+def restore(trainer: SFTTrainer, checkpoint: Checkpoint) -> None:
+    """The weights and the history of a run whose last step is done, where `train` may take one step too many.
+
+    It looks whether all steps are done at the end of a step only, and `max_steps` may end in the middle of an epoch.
+    """
+    trainer._load_from_checkpoint(str(checkpoint.path))
+    trainer.state = TrainerState.load_from_json(str(checkpoint.path / "trainer_state.json"))
+
+
+def prepare_by_hand(work_dir: Path, report: Report) -> None:
+    """Where no service has prepared the files: do it here, and write the resolved spec over the one asked for."""
+    prepared = prepare(work_dir, report)
+    spec = JobSpec.model_validate_json((work_dir / "job.json").read_text())
+    resolved = recipes.resolve(spec, recipes.facts_of(prepared, device=device.find().kind))
+    if resolved.seed is None:
+        resolved = resolved.model_copy(update={"seed": 0})
+    (work_dir / "job.json").write_text(resolved.model_dump_json(indent=2))

@@ -1,0 +1,75 @@
+"""An attempt's scratch folder, `$FINETUNED_HOME/work/<job>-<kind>`: made, filled, and emptied when the job has ended.
+
+Attempts at one job on one machine share it: that is how the next one finds the checkpoints of the last.
+"""
+
+import shutil
+from datetime import timedelta
+from pathlib import Path
+
+from app.db import new_session
+from app.files.models import File
+from app.jobs import service as jobs
+from app.jobs.models import Job
+from app.jobs.prepared import Prepared
+from app.settings import get_settings
+from app.storage import Storage
+from app.work import service as work_service
+from app.work.lifecycle import Claim
+from app.work.status import WorkKind, WorkStatus
+
+
+def folder_of(job_id: str, kind: WorkKind) -> Path:
+    """Where the attempts at a job's work have their files."""
+    return get_settings().home.absolute() / "work" / f"{job_id}-{kind}"
+
+
+def opened(claim: Claim) -> Path:
+    """The folder, made if it is new. It stays: only the end of the job empties it."""
+    folder = folder_of(claim.subject, claim.kind)
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    return folder
+
+
+def fill_for_preparing(folder: Path, job: Job, files: dict[str, File], storage: Storage) -> None:
+    """The spec as asked for, and the uploaded bytes by the spec's names for them."""
+    (folder / "job.json").write_text(job.current_spec.model_dump_json(indent=2))
+    for name, file in files.items():
+        storage.fetch(file.sha256, folder / name)
+
+
+def fill_for_training(folder: Path, job: Job, prepared: Prepared, storage: Storage) -> None:
+    """The resolved spec, what preparing found, and the rows as it left them."""
+    (folder / "job.json").write_text(job.current_spec.model_dump_json(indent=2))
+    (folder / "prepared.json").write_text(prepared.model_dump_json(indent=2))
+    for name, part in (("train.parquet", prepared.train), ("validation.parquet", prepared.validation)):
+        target = folder / name
+        if part is not None and not target.exists():
+            arriving = target.with_suffix(".arriving")
+            storage.fetch(part.sha256, arriving)
+            arriving.replace(target)
+    shutil.rmtree(folder / "result", ignore_errors=True)
+
+
+def tidy(job_id: str, kind: WorkKind) -> None:
+    """Empty the folder of work that has ended, but for the trainer's log; a cancelled job keeps its checkpoints."""
+    with new_session() as session, session.begin():
+        ended = work_service.ended(session, job_id, kind)
+    if ended is None or ended is WorkStatus.CANCELLED:
+        return
+    for entry in folder_of(job_id, kind).iterdir():
+        if entry.is_dir():
+            shutil.rmtree(entry, ignore_errors=True)
+        elif entry.name != "trainer.log":
+            entry.unlink(missing_ok=True)
+
+
+def prune(age: timedelta) -> None:
+    """Remove what is left of jobs that ended so long ago."""
+    root = get_settings().home.absolute() / "work"
+    for folder in root.iterdir() if root.is_dir() else ():
+        job_id = folder.name.rsplit("-", 1)[0]
+        with new_session() as session, session.begin():
+            gone = jobs.ended_before(session, job_id, age)
+        if gone:
+            shutil.rmtree(folder, ignore_errors=True)

@@ -5,7 +5,7 @@ import sys
 
 import typer
 
-from app.cli import api, keys, migrate, up
+from app.cli import api, demo, keys, migrate, up
 
 app = typer.Typer(
     help="Fine-tunes language models on your own GPUs, behind the OpenAI fine-tuning API.",
@@ -13,6 +13,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command()(up.up)
+app.command()(demo.demo)
 app.command()(api.api)
 app.command("migrate")(migrate.upgrade)
 app.add_typer(keys.app, name="keys")

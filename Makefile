@@ -27,7 +27,7 @@ test-gpu: setup
 	$(BIN)/pytest -m gpu
 
 demo: setup
-	$(BIN)/python -m app.cli.demo --tuning $(TUNING)
+	$(BIN)/finetuned demo --tuning $(TUNING)
 
 bench: setup
-	$(BIN)/python benchmarks/overhead.py
+	$(BIN)/python -m benchmarks.overhead

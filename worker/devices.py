@@ -9,6 +9,8 @@ from typing import Any, Self
 import psutil
 import pynvml
 
+SOLD_GIGABYTES = (2, 4, 6, 8, 10, 11, 12, 16, 20, 24, 32, 40, 48, 64, 80, 94, 141, 180, 288)
+
 
 @dataclass(frozen=True, slots=True)
 class Device:
@@ -28,10 +30,8 @@ class Device:
 
     @property
     def worker_class(self) -> str:
-        """`cpu`, or `gpu-<GB>`: the memory in GB as it is sold, so 24 for a card that shows 23.7 GiB."""
-        if self.kind == "cpu":
-            return "cpu"
-        return f"gpu-{round(self.memory_bytes / 1024**3)}"
+        """`cpu`, or `gpu-<GB>`: the memory in GB as it is sold."""
+        return "cpu" if self.kind == "cpu" else f"gpu-{sold_gigabytes(self.memory_bytes)}"
 
     def as_json(self) -> dict[str, Any]:
         """As attempts and workers show it."""
@@ -40,6 +40,16 @@ class Device:
     def environment(self) -> dict[str, str]:
         """What makes a child process see this device and no other."""
         return {"CUDA_VISIBLE_DEVICES": self.uuid or ""}
+
+
+def sold_gigabytes(memory_bytes: int) -> int:
+    """The size by which a GPU is sold, of what NVML shows: as much in decimal GB, or some 7 % more.
+
+    An L4 shows 23,034 MiB (24.2 GB), an RTX 4090 24,564 MiB (25.8 GB), an H100 81,559 MiB (85.5 GB), a T4 15,360 MiB
+    (16.1 GB). Of an unusual size it is the next usual one below, so that no job is promised memory that is not there.
+    """
+    gigabytes = memory_bytes / 1e9
+    return max((size for size in SOLD_GIGABYTES if size <= gigabytes), default=max(1, int(gigabytes)))
 
 
 def device_of(slot: int) -> Device:

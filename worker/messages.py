@@ -32,6 +32,8 @@ class Metrics(Message, frozen=True):
     tokens: int
     """Tokens seen since the job's first step, padding not counted."""
     tokens_per_second: float
+    seconds: float
+    """Trained since the job's first step, evaluations and checkpoints included."""
     memory_bytes: int
     """Peak so far: allocated on the device, or resident on a CPU."""
     mean_token_accuracy: float | None = None

@@ -120,6 +120,7 @@ def _step(metrics: messages.Metrics) -> tuple[str, dict[str, Any]]:
         "grad_norm": metrics.grad_norm,
         "tokens": metrics.tokens,
         "tokens_per_second": metrics.tokens_per_second,
+        "seconds": metrics.seconds,
         "memory_bytes": metrics.memory_bytes,
     }
     return f"Step {metrics.step}/{metrics.total_steps}: training loss={metrics.loss:.4f}", data
@@ -135,4 +136,5 @@ def _progress(metrics: messages.Metrics) -> dict[str, Any]:
         "tokens_per_second": metrics.tokens_per_second,
         "loss": metrics.loss,
         "memory_bytes": metrics.memory_bytes,
+        "seconds_left": metrics.seconds / metrics.step * (metrics.total_steps - metrics.step),
     }

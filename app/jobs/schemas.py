@@ -4,8 +4,8 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel
 
-from app.jobs import service
 from app.jobs.models import Job, JobEvent
+from app.jobs.status import JobStatus
 from app.work.models import Attempt, Work
 
 
@@ -75,7 +75,7 @@ class JobRead(BaseModel):
             trained_tokens=job.trained_tokens,
             seed=spec["seed"],
             method=spec["method"],
-            estimated_finish=int(finish.timestamp()) if (finish := service.estimated_finish(job)) else None,
+            estimated_finish=(job.progress or {}).get("estimated_finish") if job.status == JobStatus.RUNNING else None,
             integrations=spec["integrations"],
             metadata=spec["metadata"],
             suffix=spec["suffix"],

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from sqlalchemy import select, update
+from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
 from app.auth import Project
@@ -73,7 +73,7 @@ def report(
     """Write what an attempt has to tell. Raises `IllegalMove` once its claim is lost: a zombie writes nothing."""
     work.require_held(session, holder)
     if progress is not None:
-        session.execute(update(Job).where(Job.id == holder.subject).values(progress=progress))
+        session.execute(update(Job).where(Job.id == holder.subject).values(progress=_dated(session, progress)))
     for message, data in measured:
         events.measure(session, holder.subject, message, data)
     for level, message in told:
@@ -86,13 +86,14 @@ def ended_before(session: Session, job_id: str, age: timedelta) -> bool:
     return job is None or (job.finished_at is not None and job.finished_at < datetime.now(UTC) - age)
 
 
-def estimated_finish(job: Job) -> datetime | None:
-    """When the training will be done at the rate of its last steps; None unless it is training."""
-    progress = job.progress or {}
-    seconds = progress.get("seconds_left")
-    if job.status != "running" or seconds is None:
-        return None
-    return datetime.now(UTC) + timedelta(seconds=float(seconds))
+def _dated(session: Session, progress: dict[str, Any]) -> dict[str, Any]:
+    """With the time of day, by the database's clock, at which the training will be done at its rate so far."""
+    seconds_left = progress.get("seconds_left")
+    if seconds_left is None:
+        return progress
+    finish = session.scalars(select(func.now() + timedelta(seconds=seconds_left))).one()
+    rest = {name: value for name, value in progress.items() if name != "seconds_left"}
+    return {**rest, "estimated_finish": int(finish.timestamp())}
 
 
 def _require_trainable(session: Session, project: Project, file_id: str, *, param: str) -> File:

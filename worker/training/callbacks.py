@@ -77,6 +77,7 @@ class Progress(TrainerCallback):  # type: ignore[misc]  # transformers publishes
                 grad_norm=grad_norm,
                 tokens=tokens,
                 tokens_per_second=rate,
+                seconds=self.seconds,
                 memory_bytes=peak_memory_bytes(self._device),
                 mean_token_accuracy=logs.get("mean_token_accuracy"),
             )

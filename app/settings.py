@@ -3,9 +3,18 @@
 from datetime import timedelta
 from functools import lru_cache
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+def _seconds(given: object) -> object:
+    """Environment variables are text; theirs is a number of seconds."""
+    return timedelta(seconds=float(given)) if isinstance(given, str | int | float) else given
+
+
+Duration = Annotated[timedelta, BeforeValidator(_seconds)]
 
 
 class Settings(BaseSettings):
@@ -24,8 +33,8 @@ class Settings(BaseSettings):
     """Hub ids that jobs may name, as comma-separated patterns; those without a `*` are listed by `GET /v1/models`."""
 
     database_pool_size: int = 10
-    database_connect_timeout: timedelta = timedelta(seconds=5)
-    statement_timeout: timedelta = timedelta(seconds=30)
+    database_connect_timeout: Duration = timedelta(seconds=5)
+    statement_timeout: Duration = timedelta(seconds=30)
 
     max_file_bytes: int = 2 * 1024**3
     max_body_bytes: int = 256 * 1024
@@ -33,19 +42,19 @@ class Settings(BaseSettings):
 
     worker_class: str | None = None
     """`cpu`, `gpu-24`, `gpu-80x4`, …; None: what the worker's device is."""
-    heartbeat_interval: timedelta = timedelta(seconds=10)
-    lease_timeout: timedelta = timedelta(seconds=60)  # six missed heartbeats
-    sweep_interval: timedelta = timedelta(seconds=15)
-    database_patience: timedelta = timedelta(minutes=15)
+    heartbeat_interval: Duration = timedelta(seconds=10)
+    lease_timeout: Duration = timedelta(seconds=60)  # six missed heartbeats
+    sweep_interval: Duration = timedelta(seconds=15)
+    database_patience: Duration = timedelta(minutes=15)
     """How long training goes on while Postgres is away."""
     max_retries: int = 3
     """Failed attempts that are forgiven; a shutdown costs none."""
-    retry_delays: tuple[timedelta, ...] = (timedelta(seconds=30), timedelta(minutes=2), timedelta(minutes=10))
-    stop_grace: timedelta = timedelta(seconds=30)
+    retry_delays: tuple[Duration, ...] = (timedelta(seconds=30), timedelta(minutes=2), timedelta(minutes=10))
+    stop_grace: Duration = timedelta(seconds=30)
     """From TERM to KILL: the longest step and the time to save a checkpoint."""
-    shutdown_grace: timedelta = timedelta(seconds=8)
+    shutdown_grace: Duration = timedelta(seconds=8)
     """The same while the worker itself shuts down; `finetuned up` promises to end within 20 s."""
-    scratch_retention: timedelta = timedelta(days=1)
+    scratch_retention: Duration = timedelta(days=1)
     """How long logs, and checkpoints of cancelled jobs, stay on the machine that trained."""
     standby: bool = True
     """Keep one trainer started ahead, its imports done."""

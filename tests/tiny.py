@@ -29,7 +29,6 @@ def make_base(
 ) -> Path:
     """Write a base model to a folder: config, safetensors, tokenizer, chat template."""
     tokenizer = make_tokenizer()
-    torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=hidden_size,
@@ -43,7 +42,9 @@ def make_base(
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,
     )
-    model = LlamaForCausalLM(config).to(dtype)
+    with torch.random.fork_rng(devices=[]):  # a test's own random numbers do not depend on its base
+        torch.manual_seed(seed)
+        model = LlamaForCausalLM(config).to(dtype)
     model.generation_config = GenerationConfig(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -94,5 +95,10 @@ def prompt_rows(count: int) -> list[dict[str, Any]]:
 
 def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> Path:
     """One row a line."""
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    path.write_bytes(jsonl(rows))
     return path
+
+
+def jsonl(rows: list[dict[str, Any]]) -> bytes:
+    """The same, in memory."""
+    return "".join(json.dumps(row) + "\n" for row in rows).encode()

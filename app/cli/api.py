@@ -7,28 +7,63 @@ from typing import Annotated
 
 import typer
 import uvicorn
+from sqlalchemy.exc import SQLAlchemyError
 
 from app.cli import keys
+from app.cli.embedded import CannotStart
+
+STOP_WITHIN = 5
+"""Seconds that requests may go on after TERM; a stream of events would do so for ever."""
 
 
 def api(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port to listen on.")] = 8000,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on.")] = 8000,
     fd: Annotated[int | None, typer.Option(help="Descriptor of a socket that listens already.")] = None,
 ) -> None:
     """Answer requests."""
-    listener = socket.socket(fileno=fd) if fd is not None else socket.create_server((host, port), backlog=1024)
-    address = listener.getsockname()[0]
-    if not ipaddress.ip_address(address).is_loopback and not keys.any_there():
-        print(
-            f"Refusing to listen on {address}: there is no API key yet. Make one with 'finetuned keys create NAME'.",
-            file=sys.stderr,
-        )
-        raise typer.Exit(1)
+    try:
+        listener = socket.socket(fileno=fd) if fd is not None else listen(host, port)
+        _refuse_without_key(listener.getsockname()[0])
+    except CannotStart as error:
+        print(error, file=sys.stderr)
+        raise typer.Exit(1) from error
     config = uvicorn.Config(
-        "app.main:create_app", factory=True, access_log=False, loop="uvloop", http="httptools", log_level="warning"
+        "app.main:create_app",
+        factory=True,
+        access_log=False,
+        loop="uvloop",
+        http="httptools",
+        log_level="warning",
+        timeout_graceful_shutdown=STOP_WITHIN,
     )
     uvicorn.Server(config).run(sockets=[listener])
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens on a name or an address of either kind. Raises `CannotStart`."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=1024)
+    except OSError as error:
+        raise CannotStart(f"Cannot listen on {host}:{port}: {error.strerror}. Choose another with --port.") from error
+
+
+def _refuse_without_key(address: str) -> None:
+    """Whoever finds a public server without keys may not be the first to make one. Raises `CannotStart`."""
+    if ipaddress.ip_address(address).is_loopback:
+        return
+    try:
+        found = keys.any_there()
+    except SQLAlchemyError as error:
+        raise CannotStart(
+            f"Refusing to listen on {address}: whether there is an API key cannot be told. Does the database answer,"
+            f" and has 'finetuned migrate' been run? {str(error).splitlines()[0]}"
+        ) from error
+    if not found:
+        raise CannotStart(
+            f"Refusing to listen on {address}: there is no API key yet. Make one with 'finetuned keys create NAME'."
+        )
 
 
 if __name__ == "__main__":

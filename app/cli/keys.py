@@ -37,10 +37,13 @@ def of_home(home: Path) -> str:
         if path.exists():
             return _known(path, session)
         key = create_key(session, "default", "first start")
-    # After the commit: a file with a key that no database has would stop every later start.
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    # After the commit, and whole or not at all: a file with a key that no database has would stop every later start.
+    arriving = home / "api-key.arriving"
+    arriving.unlink(missing_ok=True)
+    descriptor = os.open(arriving, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(descriptor, "w") as file:
         file.write(key + "\n")
+    arriving.replace(path)
     return key
 
 

@@ -32,12 +32,20 @@ def main() -> None:
 
 def leave_root() -> None:
     """Be an ordinary user to this process and its children, and still root to the files outside."""
-    if ctypes.CDLL(None, use_errno=True).unshare(CLONE_NEWUSER) != 0:
-        sys.stderr.write(f"no user namespace: {os.strerror(ctypes.get_errno())}\n")
+    try:
+        _unshare_user()
+        Path("/proc/self/setgroups").write_text("deny")
+        Path("/proc/self/uid_map").write_text(f"{ORDINARY_ID} 0 1")
+        Path("/proc/self/gid_map").write_text(f"{ORDINARY_ID} 0 1")
+    except OSError as error:  # some containers allow the namespace and forbid the map
+        sys.stderr.write(f"no user namespace: {error}\n")
         sys.exit(EXIT_NO_NAMESPACE)
-    Path("/proc/self/setgroups").write_text("deny")
-    Path("/proc/self/uid_map").write_text(f"{ORDINARY_ID} 0 1")
-    Path("/proc/self/gid_map").write_text(f"{ORDINARY_ID} 0 1")
+
+
+def _unshare_user() -> None:
+    if ctypes.CDLL(None, use_errno=True).unshare(CLONE_NEWUSER) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
 
 
 def _arguments() -> argparse.Namespace:

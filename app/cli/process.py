@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -64,16 +65,23 @@ class Child:
             if time.monotonic() - self._started_at > SETTLED:
                 self._pause = FIRST_PAUSE
             return None
-        if self.process is None:
-            if time.monotonic() >= self._due_at:
-                self.start()
+        if self.process is not None:
+            how = f"ended ({how_it_ended(self.process)})"
+            self.process = None
+            return self._pause_after(how)
+        if time.monotonic() < self._due_at:
             return None
-        line = f"{self.name} ended ({how_it_ended(self.process)}); starting it again in {self._pause:g} s"
-        self.process = None
+        try:
+            self.start()
+        except OSError as error:  # no memory or no space, which may pass
+            return self._pause_after(f"does not start ({error})")
+        return None
+
+    def _pause_after(self, what: str) -> str:
+        line = f"{self.name} {what}; starting it again in {self._pause:g} s"
         self._due_at = time.monotonic() + self._pause
         self._pause = min(2 * self._pause, LONGEST_PAUSE)
-        tail = "".join(f"\n    {text}" for text in last_lines(self.log, 5))
-        return line + tail
+        return line + "".join(f"\n    {text}" for text in last_lines(self.log, 5))
 
     def ask_to_end(self) -> None:
         """Send its own signal for an orderly end."""
@@ -87,8 +95,14 @@ class Child:
         try:
             self.process.wait(timeout=max(0.0, deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
-            os.killpg(self.process.pid, signal.SIGKILL)
+            self.kill()
             self.process.wait()
+
+    def kill(self) -> None:
+        """Kill its whole group. Waits for nothing, so that a signal handler may call it in the middle of a wait."""
+        if self.process is not None and self.process.returncode is None:
+            with suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGKILL)
 
 
 def run_to_end(child: Child) -> int:
@@ -101,7 +115,8 @@ def run_to_end(child: Child) -> int:
 def how_it_ended(process: subprocess.Popen[bytes]) -> str:
     """In words."""
     code = process.returncode
-    return f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit {code}"
+    names = {number.value: number.name for number in signal.Signals}  # which has no real-time signals
+    return f"killed by {names.get(-code, f'signal {-code}')}" if code < 0 else f"exit {code}"
 
 
 def last_lines(log: Path, count: int) -> list[str]:

@@ -3,7 +3,6 @@
 import fcntl
 import os
 import signal
-import socket
 import sys
 import threading
 import time
@@ -13,8 +12,11 @@ from typing import Annotated
 
 import httpx
 import typer
+from alembic.util import CommandError
+from sqlalchemy.exc import SQLAlchemyError
 
 from app.cli import keys, migrate
+from app.cli.api import listen
 from app.cli.embedded import CannotStart, Postgres, RunFolder, Valkey
 from app.cli.process import Child, last_lines
 from app.settings import get_settings
@@ -30,12 +32,12 @@ def up(
         Path | None, typer.Option(help="Where everything is kept; FINETUNED_HOME, or ~/.finetuned.")
     ] = None,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port to listen on; 0: any free one.")] = 8000,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0: any free one.")] = 8000,
     workers: Annotated[int, typer.Option(min=1, help="Training slots.")] = 1,
 ) -> None:
     """Run the whole service here: database, broker, api, workers, sweeper. Ctrl-C ends it."""
     if home is not None:
-        os.environ["FINETUNED_HOME"] = str(home.absolute())
+        os.environ["FINETUNED_HOME"] = str(home.expanduser().absolute())
         get_settings.cache_clear()
     folder = get_settings().home.absolute()
     try:
@@ -56,19 +58,21 @@ class Service:
         self._told_to_end = threading.Event()
         self._servers: list[Child] = []
         self._parts: list[Child] = []
-        home.mkdir(parents=True, exist_ok=True)
         self._lock = _only_one(home, stack)
-        self._listener = stack.enter_context(_listen(host, port))
-        self._url = f"http://{host}:{self._listener.getsockname()[1]}"
+        self._listener = stack.enter_context(listen(host, port))
+        name = f"[{host}]" if ":" in host else host
+        self._url = f"http://{name}:{self._listener.getsockname()[1]}"
 
     def run(self) -> None:
         """Start, say so, watch, end in order."""
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._end)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # as nohup has it
+                signal.signal(number, self._end)
         self._stack.callback(self._stop)
         self._start_servers()
-        migrate.upgrade()
-        key = keys.of_home(self._home)
+        if self._told_to_end.is_set():
+            return
+        key = self._key_of_migrated_database()
         self._start_parts()
         self._wait_until_ready(key)
         url_file = self._home / "url"
@@ -88,7 +92,7 @@ class Service:
             postgres = Postgres(self._home, run.path, (self._lock,))
             postgres.initialise()
             server = self._start(self._servers, postgres.child())
-            postgres.wait_until_ready(server)
+            postgres.wait_until_ready(server, over=self._told_to_end)
             os.environ["FINETUNED_DATABASE_URL"] = postgres.url
         if not settings.broker_url:
             valkey = Valkey(self._home, run.path, (self._lock,))
@@ -96,6 +100,13 @@ class Service:
             os.environ["FINETUNED_BROKER_URL"] = valkey.url
         os.environ["FINETUNED_HOME"] = str(self._home)
         get_settings.cache_clear()
+
+    def _key_of_migrated_database(self) -> str:
+        try:
+            migrate.upgrade()
+            return keys.of_home(self._home)
+        except (SQLAlchemyError, CommandError) as error:
+            raise CannotStart(f"The database cannot be used: {str(error).splitlines()[0]}") from error
 
     def _start_parts(self) -> None:
         python = [sys.executable, "-m"]
@@ -135,7 +146,9 @@ class Service:
             return "the api does not answer"
         if response.status_code != 200:
             return f"the api answers {response.status_code}: {response.text[:200]}"
-        alive = sum(worker["alive"] for worker in response.json()["data"])
+        # The list may name workers of other machines, and those of an `up` that was killed a moment ago.
+        groups = {child.process.pid for child in self._parts if child.process is not None}
+        alive = sum(_group(worker["pid"]) in groups for worker in response.json()["data"])
         wanted = self._workers + 1
         return None if alive >= wanted else f"{alive} of {wanted} workers are there"
 
@@ -152,7 +165,7 @@ class Service:
     def _end(self, *_: object) -> None:
         if self._told_to_end.is_set():  # a second Ctrl-C
             for child in (*self._parts, *self._servers):
-                child.end_by(0.0)
+                child.kill()
         self._told_to_end.set()
 
     def _stop(self) -> None:
@@ -171,12 +184,17 @@ def _only_one(home: Path, stack: ExitStack) -> int:
     The first says that an `up` runs; the second is free once no child of any `up` is left, so that after a kill -9
     of everything the next one waits for the leftovers. Raises `CannotStart`.
     """
-    own = os.open(home / "up.lock", os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        own = os.open(home / "up.lock", os.O_RDWR | os.O_CREAT, 0o600)
+    except OSError as error:
+        raise CannotStart(f"Cannot use {home} as home: {error.strerror}. Choose another with --home.") from error
     stack.callback(os.close, own)
     if not _locked(own, seconds=0):
         pid = os.pread(own, 20, 0).decode().strip()
         url = (home / "url").read_text() if (home / "url").exists() else "an address it has not got yet"
         raise CannotStart(f"finetuned is already running on {home} (pid {pid}) at {url}")
+    (home / "url").unlink(missing_ok=True)  # of one that was killed
     os.ftruncate(own, 0)
     os.pwrite(own, str(os.getpid()).encode(), 0)
     children = os.open(home / "children.lock", os.O_RDWR | os.O_CREAT, 0o600)
@@ -197,9 +215,9 @@ def _locked(descriptor: int, *, seconds: float) -> bool:
         time.sleep(0.1)  # a lock can be waited for only for ever
 
 
-def _listen(host: str, port: int) -> socket.socket:
-    """Bound here and handed to the api, which so keeps its port when it is started again. Raises `CannotStart`."""
+def _group(pid: int) -> int | None:
+    """The process group of a process of this machine; None where there is none."""
     try:
-        return socket.create_server((host, port), backlog=1024)
-    except OSError as error:
-        raise CannotStart(f"Cannot listen on {host}:{port}: {error.strerror}. Choose another with --port.") from error
+        return os.getpgid(pid)
+    except ProcessLookupError:
+        return None

@@ -1,7 +1,8 @@
 """The row shapes of a fine-tune file, and reading it: line by line, typed, never whole in memory.
 
 A file is JSON lines of one shape: chat rows in OpenAI's form, `{"messages": [...]}`, or `{"prompt": ..., "completion":
-...}`. The service checks an upload with this code, and the trainer reads it with the same.
+...}`, both text or both lists of messages. The service checks an upload with this code, and the trainer reads it with
+the same.
 """
 
 from collections.abc import Iterator
@@ -14,6 +15,8 @@ MAX_LINE_BYTES = 10 * 1024 * 1024
 """Bounds what one line may take of memory; at some 4 bytes a token it is beyond any model's context."""
 MAX_PROBLEMS = 20
 """Listed; a file with more is beyond listing."""
+MAX_MESSAGE_CHARACTERS = 500
+"""Of a problem; what it quotes of a row can be as long as the row."""
 
 Shape = Literal["messages", "prompt_completion"]
 
@@ -53,6 +56,8 @@ class ChatMessage(msgspec.Struct, frozen=True, omit_defaults=True):
         for name in ("name", "tool_calls", "tool_call_id"):
             if (value := getattr(self, name)) is not None:
                 message[name] = value
+        if self.tool_calls is not None:
+            message["tool_calls"] = [_call_for_template(call) for call in self.tool_calls]
         return message
 
 
@@ -62,6 +67,11 @@ class ChatRow(msgspec.Struct, frozen=True):
     messages: list[ChatMessage]
     tools: list[dict[str, Any]] | None = None
     parallel_tool_calls: bool | None = None
+
+    @property
+    def characters(self) -> int:
+        """How much text there is to tokenise."""
+        return sum(len(message.text) for message in self.messages)
 
     def problem(self) -> str | None:
         """Why nothing can be learnt from it."""
@@ -76,17 +86,36 @@ class ChatRow(msgspec.Struct, frozen=True):
 
 
 class PromptRow(msgspec.Struct, frozen=True):
-    """A prompt and what shall follow it."""
+    """A prompt and what shall follow it: two texts, or two parts of a conversation."""
 
-    prompt: str
-    completion: str
+    prompt: str | list[ChatMessage]
+    completion: str | list[ChatMessage]
+
+    @property
+    def characters(self) -> int:
+        """How much text there is to tokenise."""
+        parts = (self.prompt, self.completion)
+        return sum(len(part) if isinstance(part, str) else sum(len(one.text) for one in part) for part in parts)
 
     def problem(self) -> str | None:
         """Why nothing can be learnt from it."""
-        return None if self.completion else "'completion' is empty. Write what the model shall learn."
+        if isinstance(self.prompt, str) != isinstance(self.completion, str):
+            return "'prompt' and 'completion' are of two kinds. Write both as text, or both as lists of messages."
+        if not self.completion:
+            return "'completion' is empty. Write what the model shall learn."
+        if isinstance(self.completion, list):
+            last = self.completion[-1]
+            if last.role != "assistant" or not (last.text or last.tool_calls):
+                return "'completion' does not end with an assistant message. Add the answer that the model shall learn."
+        return None if self.prompt != [] else "'prompt' has no messages. Write what the model answers to."
 
 
 Row = ChatRow | PromptRow
+
+
+class UnusableFile(ValueError):
+    """A file that `check` would refuse; the message names the line."""
+
 
 _DECODERS: dict[Shape, msgspec.json.Decoder[Any]] = {
     "messages": msgspec.json.Decoder(ChatRow),
@@ -136,14 +165,14 @@ def check(file: BinaryIO) -> FileReport:
 
 
 def read_rows(file: BinaryIO) -> Iterator[tuple[int, Row]]:
-    """The rows of a file that `check` found good, with their line numbers. Raises `ValueError` for one that is not."""
+    """The rows of a file that `check` found good, with their line numbers. Raises `UnusableFile` at a bad one."""
     report = FileReport()
     for line, row in _rows(file, report):
         if report.problems or (problem := row.problem()):
-            raise ValueError(str(report.problems[0] if report.problems else Problem(line, problem or "")))
+            raise UnusableFile(str(report.problems[0] if report.problems else Problem(line, problem or "")))
         yield line, row
     if report.problems:
-        raise ValueError(str(report.problems[0]))
+        raise UnusableFile(str(report.problems[0]))
 
 
 def summary(report: FileReport) -> str:
@@ -182,6 +211,18 @@ def _lines(file: BinaryIO) -> Iterator[tuple[int, bytes | Problem]]:
         yield number, line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
 
 
+def _call_for_template(call: dict[str, Any]) -> dict[str, Any]:
+    """OpenAI's arguments are JSON in a string; templates take the object, and would quote the string once more."""
+    function = call.get("function")
+    if not isinstance(function, dict) or not isinstance(function.get("arguments"), str):
+        return call
+    try:
+        arguments = msgspec.json.decode(function["arguments"])
+    except (msgspec.DecodeError, RecursionError):
+        return call
+    return {**call, "function": {**function, "arguments": arguments}} if isinstance(arguments, dict) else call
+
+
 def _decoded(number: int, line: bytes, report: FileReport) -> Row | Problem:
     if b"\0" in line:
         return Problem(number, "there is a NUL byte in it. Save the file as UTF-8 text.")
@@ -214,7 +255,10 @@ def _explain(error: msgspec.ValidationError, shape: Shape | None) -> str:
     wanted = {
         "messages": 'Every row must look like {"messages": [{"role": "user", "content": "..."}, {"role": "assistant",'
         ' "content": "..."}]}.',
-        "prompt_completion": 'Every row must look like {"prompt": "...", "completion": "..."}.',
+        "prompt_completion": 'Every row must look like {"prompt": "...", "completion": "..."}; in place of the'
+        " texts there may be lists of messages.",
         None: 'Rows look like {"messages": [...]} or {"prompt": "...", "completion": "..."}.',
     }[shape]
-    return f"{error}. {wanted}"
+    # What it quotes of the row goes into a database, which takes no NUL, and before somebody's eyes.
+    quoted = "".join(char if char.isprintable() else " " for char in str(error)[:MAX_MESSAGE_CHARACTERS])
+    return f"{quoted}. {wanted}"

@@ -50,6 +50,7 @@ def require_safe(folder: Path, *, links_may_leave: bool = False) -> None:
             "its config.json asks for code of its own (auto_map), which is never run here. Use a model whose"
             " architecture transformers has built in."
         )
+    _require_whole(folder)
     if not list(folder.glob("*.safetensors")):
         if any(path for pattern in PICKLES for path in folder.glob(pattern)):
             raise UnsafeWeights(
@@ -88,10 +89,10 @@ def of_folder(folder: Path, *, id: str, revision: str | None = None) -> BaseIden
 def read_config(folder: Path) -> dict[str, Any]:
     """The model's `config.json`. Raises `UnusableBase` where there is none that can be read."""
     try:
-        config = json.loads((folder / "config.json").read_text())
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise UnusableBase("it has no config.json. Copy the whole model folder, not the weights alone.") from error
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise UnusableBase(f"its config.json cannot be read: {error}.") from error
     if not isinstance(config, dict):
         raise UnusableBase("its config.json is not a JSON object.")
@@ -102,25 +103,30 @@ def chat_template(folder: Path) -> str | None:
     """The template that transformers will use: `chat_template.jinja`, else the one in `tokenizer_config.json`."""
     file = folder / "chat_template.jinja"
     if file.exists():
-        return file.read_text()
+        return file.read_text(encoding="utf-8")
     inside = _tokenizer_config(folder).get("chat_template")
-    return inside if isinstance(inside, str) else None
+    # Older models name several, in a list: what is hashed is the list.
+    return inside if inside is None or isinstance(inside, str) else _canonical(inside)
 
 
 def _tokenizer_digest(folder: Path) -> str:
     files = {name: folder / name for name in TOKENIZER_FILES if (folder / name).exists()}
     settings = {name: value for name, value in _tokenizer_config(folder).items() if name != "chat_template"}
-    canonical = json.dumps(settings, sort_keys=True, separators=(",", ":")).encode()
+    canonical = _canonical(settings).encode()
     extra = f"tokenizer_config.json {len(canonical)} {hashlib.sha256(canonical).hexdigest()}\n"
     return _digest(files, extra)
 
 
 def _tokenizer_config(folder: Path) -> dict[str, Any]:
     try:
-        config = json.loads((folder / "tokenizer_config.json").read_text())
-    except (FileNotFoundError, ValueError):
+        config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError, RecursionError):
         return {}
     return config if isinstance(config, dict) else {}
+
+
+def _canonical(value: object) -> str:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"))
 
 
 def _digest(files: dict[str, Path], *extra: str) -> str:
@@ -131,6 +137,23 @@ def _digest(files: dict[str, Path], *extra: str) -> str:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _require_whole(folder: Path) -> None:
+    """Shards are loaded by the names in their index: each must be a file of the folder, which is what is hashed."""
+    index = folder / "model.safetensors.index.json"
+    try:
+        shards = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+        names = sorted(set(shards))
+    except FileNotFoundError:
+        return
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise UnusableBase(f"its {index.name} cannot be read: {error!r}.") from error
+    for name in names:
+        if not isinstance(name, str) or Path(name).name != name or not name.endswith(".safetensors"):
+            raise UnsafeWeights(f"its {index.name} names {name!r}, which is no safetensors file of the folder.")
+        if not (folder / name).is_file():
+            raise UnusableBase(f"its weights are incomplete: '{name}' is missing. Copy it into the folder.")
 
 
 def _require_inside(folder: Path) -> None:

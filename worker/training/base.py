@@ -5,7 +5,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from huggingface_hub import HfApi, snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled, RepositoryNotFoundError, RevisionNotFoundError
+from huggingface_hub.errors import (  # type: ignore[attr-defined]  # HTTPError: of httpx in hub 1.x, httpx2 in 2.x
+    HFValidationError,
+    HTTPError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 
 from app.jobs.prepared import BaseIdentity
 from app.registry import identity
@@ -53,7 +60,7 @@ def _local(name: str) -> BaseFolder:
     home = Path(os.environ.get("FINETUNED_HOME", str(Path.home() / ".finetuned")))
     models = Path(os.environ.get("FINETUNED_MODELS_DIR", str(home / "models")))
     folder = models / name
-    if not folder.is_dir():
+    if folder.name != name or not folder.is_dir():  # `..` is a folder too, and none of the models
         raise BaseNotFound(f"The base model '{name}' is not in this worker's FINETUNED_MODELS_DIR.")
     identity.require_safe(folder)
     return BaseFolder(folder, name, None)
@@ -70,7 +77,9 @@ def _from_hub(name: str, revision: str | None) -> BaseFolder:
         folder = Path(snapshot_download(name, revision=commit, allow_patterns=SAFE_FILES))
     except (RepositoryNotFoundError, RevisionNotFoundError) as error:
         raise BaseNotFound(f"The hub has no model '{name}' at '{revision or 'main'}', or it is gated.") from error
-    except (HfHubHTTPError, OfflineModeIsEnabled) as error:
+    except HFValidationError as error:
+        raise BaseNotFound(f"'{name}' is not a hub id. It has the form 'org/name' or 'org/name@revision'.") from error
+    except (HTTPError, OfflineModeIsEnabled, LocalEntryNotFoundError) as error:  # the last: no connection, no copy
         raise ConnectionError(f"The hub does not give '{name}': {error}") from error
     identity.require_safe(folder, links_may_leave=True)
     return BaseFolder(folder, name, commit)

@@ -68,9 +68,11 @@ def newest_verified(folder: Path) -> Checkpoint | None:
 
 def prune(folder: Path) -> None:
     """Remove all but the newest committed ones. Called after a commit, so that there is always one to go on from."""
-    committed = [path for path in _numbered(folder) if (path / MANIFEST).exists()]
-    for path in [*committed[KEPT:], *folder.glob("torn-*")]:
-        shutil.rmtree(path)
+    numbered = _numbered(folder)
+    kept = [path for path in numbered if (path / MANIFEST).exists()][:KEPT]
+    for path in [*numbered, *folder.glob("torn-*")]:
+        if path not in kept:
+            shutil.rmtree(path)
 
 
 def _numbered(folder: Path) -> list[Path]:

@@ -13,9 +13,6 @@ from trl import SFTConfig
 from app.jobs.spec import JobSpec, LoraTuning
 from worker.training.device import Device
 
-KEPT_CHECKPOINTS = 2
-"""The newest, and the one before it in case the newest is torn."""
-
 
 def lora_config(tuning: LoraTuning) -> LoraConfig:
     """The adapter's shape. `r` and `lora_alpha` are numbers: the spec is resolved."""
@@ -46,8 +43,10 @@ def base_dtype(spec: JobSpec, device: Device) -> torch.dtype:
     return torch.float32 if spec.tuning.type == "full" else device.compute_dtype
 
 
-def sft_config(spec: JobSpec, device: Device, output_dir: Path, *, evaluate: bool) -> SFTConfig:
-    """Arguments of TRL's trainer. When to save and to evaluate is our callback's to say, so both strategies are off."""
+def sft_config(spec: JobSpec, device: Device, output_dir: Path) -> SFTConfig:
+    """Arguments of TRL's trainer. When to save and to evaluate is our callback's to say, so both strategies are off;
+    which checkpoints go is `checkpoints.prune`'s, because transformers drops old ones before the new one is committed.
+    """
     given = spec.hyperparameters
     return SFTConfig(
         output_dir=str(output_dir),
@@ -73,15 +72,14 @@ def sft_config(spec: JobSpec, device: Device, output_dir: Path, *, evaluate: boo
         data_seed=_number(spec.seed),
         logging_steps=1,
         logging_nan_inf_filter=False,  # a NaN shall be seen, not replaced by the mean
+        logging_strategy="steps",
         eval_strategy="no",
         prediction_loss_only=True,  # keep losses, not the logits of a whole file
         save_strategy="no",
-        save_total_limit=KEPT_CHECKPOINTS,
         dataloader_num_workers=0,  # the rows are in memory
         dataloader_pin_memory=device.kind == "cuda",
         report_to="none",
         disable_tqdm=True,
-        do_eval=evaluate,
     )
 
 

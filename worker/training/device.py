@@ -2,10 +2,10 @@
 
 import importlib.util
 import os
-import resource
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -34,8 +34,9 @@ class Device:
 def find() -> Device:
     """The GPU that this process can see, else the CPU with all its cores."""
     if torch.cuda.is_available():
-        return Device("cuda", torch.cuda.get_device_name(), _precision(_gpu_precision), _attention())
-    torch.set_num_threads(int(os.environ.get("FINETUNED_TORCH_THREADS", len(os.sched_getaffinity(0)))))
+        precision = _precision(_gpu_precision)
+        return Device("cuda", torch.cuda.get_device_name(), precision, _attention(precision))
+    torch.set_num_threads(int(os.environ.get("FINETUNED_TORCH_THREADS", _cores())))
     return Device("cpu", "cpu", _precision(_cpu_precision), "sdpa")
 
 
@@ -43,7 +44,19 @@ def peak_memory_bytes(device: Device) -> int:
     """Most memory in use so far: allocated by torch on a GPU, resident in this process on a CPU."""
     if device.kind == "cuda":
         return int(torch.cuda.max_memory_allocated())
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    # Not getrusage's maximum: across an exec, that one remembers what the parent had.
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:", 1)[1].split(maxsplit=1)[0]) * 1024
+
+
+def _cores() -> int:
+    """What this process may use: the processors it may run on, or fewer where its container has a quota."""
+    cores = len(os.sched_getaffinity(0))
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+    except (OSError, ValueError):  # no cgroup of version 2
+        return cores
+    return cores if quota == "max" else max(1, min(cores, int(quota) // int(period)))
 
 
 def _precision(probe: Callable[[], Precision]) -> Precision:
@@ -77,6 +90,7 @@ def _seconds(dtype: torch.dtype) -> float:
     return best
 
 
-def _attention() -> Literal["sdpa", "flash_attention_2"]:
-    ampere = torch.cuda.get_device_capability() >= (8, 0)
-    return "flash_attention_2" if ampere and importlib.util.find_spec("flash_attn") else "sdpa"
+def _attention(precision: Precision) -> Literal["sdpa", "flash_attention_2"]:
+    """FlashAttention where the package and the GPU (Ampere or newer) allow; it knows 16-bit numbers only."""
+    allowed = precision == "bf16" and torch.cuda.get_device_capability() >= (8, 0)
+    return "flash_attention_2" if allowed and importlib.util.find_spec("flash_attn") else "sdpa"

@@ -29,8 +29,12 @@ class BaseChanged(Exception):
     """The base is not the one that the files were prepared for."""
 
 
+class TargetModulesUnusable(Exception):
+    """`tuning.target_modules` names layers that the base does not have."""
+
+
 class LossNotFinite(Exception):
-    """A step's loss was NaN or infinite."""
+    """A step's loss, or its gradient, was NaN or infinite."""
 
 
 def classify(error: BaseException) -> Failed:
@@ -48,8 +52,14 @@ def classify(error: BaseException) -> Failed:
             return Failed(code="invalid_chat_template", message=_sentence(error), param="model")
         case BaseChanged():
             return Failed(code="base_model_changed", message=_sentence(error), param="model")
+        case TargetModulesUnusable():
+            return Failed(code="invalid_target_modules", message=_sentence(error), param="tuning.target_modules")
         case LossNotFinite():
-            return Failed(code="loss_not_finite", message=_sentence(error), param=None)
+            return Failed(
+                code="loss_not_finite",
+                message=_sentence(error),
+                param="method.supervised.hyperparameters.learning_rate",
+            )
         case ConnectionError() | TimeoutError():
             return Failed(code="hub_unavailable", message=_sentence(error), param="model", retryable=True)
         case MemoryError():
@@ -71,13 +81,12 @@ def _of_torch(error: BaseException) -> Failed:
         return Failed(
             code="out_of_memory",
             message="The GPU ran out of memory. Try, in this order: per_device_train_batch_size 1,"
-            " gradient_checkpointing true, tuning qlora, a smaller max_length, or a larger GPU (resources.gpu_memory_gb).",
+            " gradient_checkpointing true, tuning qlora, a smaller max_length, or a larger GPU"
+            " (resources.gpu_memory_gb).",
             param="method.supervised.hyperparameters.per_device_train_batch_size",
         )
-    if isinstance(error, RuntimeError) and "can't allocate memory" in text:
+    if isinstance(error, RuntimeError) and ("can't allocate memory" in text or "not enough memory" in text):
         return _out_of_host_memory()
-    if isinstance(error, ValueError) and "arget modules" in text:
-        return Failed(code="invalid_target_modules", message=text, param="tuning.target_modules")
     traceback.print_exception(error)
     return Failed(code="internal_error", message=f"{type(error).__name__}: {text}"[:2000])
 

@@ -16,14 +16,15 @@ from app.jobs.prepared import Prepared, PreparedFile
 from app.jobs.spec import JobSpec
 from app.registry import identity
 from worker import messages
-from worker.training import failures
+from worker.training import failures, preload
 from worker.training.base import BaseFolder, locate
 from worker.training.child import Report, StopNow, StopRequest, become_child, leave, reporter, work_dir_from
 from worker.training.labels import IGNORED, LabelledRow, RowUnusable, TrainOn, labelled
 
 SCHEMA = pa.schema([("input_ids", pa.list_(pa.int32())), ("labels", pa.list_(pa.int32())), ("line", pa.int32())])
 ROWS_A_GROUP = 2048
-"""Rows held in memory before they are written."""
+"""Rows held in memory before they are written, and of long rows so many tokens."""
+TOKENS_A_GROUP = 1_000_000
 
 
 class Limit(NamedTuple):
@@ -38,6 +39,7 @@ def main() -> int:
     become_child()
     stop, report = StopRequest(), reporter()
     try:
+        preload.warm_up_preparing()
         work_dir = work_dir_from(sys.argv[1:])
         if work_dir is None:
             return 0
@@ -70,7 +72,7 @@ def prepare(work_dir: Path, report: Report) -> Prepared:
     prepared = Prepared(
         base=base.identity(),
         model_type=str(config.get("model_type", "")),
-        hidden_size=_number(config, "hidden_size", "n_embd"),
+        hidden_size=_number(config, "hidden_size", "n_embd", "d_model"),
         context_length=_context_length(config),
         train=files["training_file"],
         validation=files.get("validation_file"),
@@ -91,7 +93,7 @@ def _prepare_file(
             rows = labelled(formats.read_rows(source), tokenizer, train_on)
             for group in _groups(seen.counted(_fitted(rows, limit))):
                 writer.write_table(pa.Table.from_pylist(group, schema=SCHEMA))
-    except ValueError as error:  # what read_rows and labelled raise of rows; RowUnusable is one
+    except (formats.UnusableFile, RowUnusable) as error:
         raise failures.FileUnusable(name, str(error)) from error
     with target.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
@@ -127,9 +129,11 @@ def _fitted(rows: Iterator[LabelledRow], limit: Limit) -> Iterator[tuple[Labelle
     for row in rows:
         length = len(row.input_ids)
         if length <= limit.tokens:
-            yield row, False
+            yield _learnt(row, "there is nothing in it to learn. Add an answer"), False
         elif limit.truncate:
-            yield _cut(row, limit.tokens), True
+            cut = LabelledRow(row.line, row.input_ids[: limit.tokens], row.labels[: limit.tokens])
+            remedy = f"cut to {limit.tokens} tokens, nothing of the answer is left. Shorten its prompt"
+            yield _learnt(cut, remedy), True
         else:
             too_long.append(f"line {row.line} ({length} tokens)")
     if too_long:
@@ -140,22 +144,22 @@ def _fitted(rows: Iterator[LabelledRow], limit: Limit) -> Iterator[tuple[Labelle
         )
 
 
-def _cut(row: LabelledRow, tokens: int) -> LabelledRow:
-    cut = LabelledRow(row.line, row.input_ids[:tokens], row.labels[:tokens])
-    if all(label == IGNORED for label in cut.labels):
-        raise RowUnusable(
-            f"line {row.line}: cut to {tokens} tokens, nothing of the answer is left. Shorten its prompt."
-        )
-    return cut
+def _learnt(row: LabelledRow, otherwise: str) -> LabelledRow:
+    # The first label predicts nothing: the loss is of each token after the first.
+    if all(label == IGNORED for label in row.labels[1:]):
+        raise RowUnusable(f"line {row.line}: {otherwise}.")
+    return row
 
 
 def _groups(rows: Iterator[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
     group: list[dict[str, Any]] = []
+    tokens = 0
     for row in rows:
         group.append(row)
-        if len(group) == ROWS_A_GROUP:
+        tokens += len(row["input_ids"])
+        if len(group) == ROWS_A_GROUP or tokens >= TOKENS_A_GROUP:
             yield group
-            group = []
+            group, tokens = [], 0
     if group:
         yield group
 
@@ -179,7 +183,7 @@ def _limit(spec: JobSpec, config: dict[str, Any]) -> Limit:
 
 
 def _context_length(config: dict[str, Any]) -> int:
-    return _number(config, "max_position_embeddings", "n_positions", "max_seq_len")
+    return _number(config, "max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
 
 
 def _number(config: dict[str, Any], *names: str) -> int:

@@ -4,6 +4,7 @@ import json
 import os
 import platform
 import shutil
+import time
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -33,9 +34,10 @@ def write(
     machine: Device,
     base: Path,
     progress: Progress,
-    seconds: dict[str, float],
+    phases: dict[str, float],
 ) -> None:
-    """Write the folder whole and synced; one from before is removed first."""
+    """Write the folder whole and synced; one from before is removed first. `phases`: seconds so far, by phase."""
+    began = time.perf_counter()
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     peak = peak_memory_bytes(machine)  # before saving, which is not what a next job must fit into
@@ -45,28 +47,28 @@ def write(
     (folder / "job.json").write_text(spec.model_dump_json(indent=2))
     metrics = {
         "steps": trainer.state.global_step,
-        "loss_first": _losses(trainer)[0],
-        "loss_last": _losses(trainer)[-1],
-        "eval_loss": progress.eval_loss,
+        "loss_first": _logged(trainer, "loss")[0],
+        "loss_last": _logged(trainer, "loss")[-1],
+        "eval_loss": next(reversed(_logged(trainer, "eval_loss")), None),
         "tokens": progress.tokens,
         "trained_tokens": round(prepared.train.trained_tokens * float(trainer.state.epoch or 0)),
-        "train_seconds": seconds["train"],
-        "load_seconds": seconds["load"],
+        "train_seconds": progress.seconds,
         "peak_memory_bytes": peak,
         "trained_parameters": trained,
         "all_parameters": total,
         "device": machine.name,
         "precision": machine.precision,
         "versions": {name: version(name) for name in LIBRARIES} | {"python": platform.python_version()},
+        "phases": phases | {"save": time.perf_counter() - began},
         **moved,
     }
     (folder / "metrics.json").write_text(json.dumps(metrics, indent=2))
     _sync(folder)
 
 
-def _losses(trainer: SFTTrainer) -> list[float]:
-    """Of every step since the job's first, the steps of earlier attempts included."""
-    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+def _logged(trainer: SFTTrainer, name: str) -> list[float]:
+    """Since the job's first step, the steps of earlier attempts included."""
+    return [entry[name] for entry in trainer.state.log_history if name in entry]
 
 
 def _save_weights(folder: Path, trained: Any, prepared: Prepared, base: Path) -> dict[str, float]:
@@ -127,7 +129,7 @@ def _share_moved(trained: PreTrainedModel, base: Path, rounded_to: torch.dtype |
 
 
 def _sync(folder: Path) -> None:
-    for path in folder.iterdir():
+    for path in [*folder.iterdir(), folder, folder.parent]:
         descriptor = os.open(path, os.O_RDONLY)
         os.fsync(descriptor)
         os.close(descriptor)

@@ -1,0 +1,212 @@
+"""The moves of jobs and of the work under them, on a real database."""
+
+import threading
+from datetime import timedelta
+
+import pytest
+from sqlalchemy import func, select, text, update
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
+
+from app.auth import Project
+from app.db import new_session
+from app.errors import IllegalMove
+from app.jobs import lifecycle
+from app.jobs.models import Job, JobEvent
+from app.jobs.status import FINAL, MOVES, JobStatus
+from app.registry import service as registry
+from app.registry.models import RegisteredModel
+from app.work import lifecycle as work
+from app.work.models import Work
+from app.work.status import Desired
+from tests.factories import WHO, make_job, make_manifest, make_queued_job, prepare, take
+from worker import sweeper
+
+LEASE = timedelta(seconds=60)
+
+
+@pytest.mark.parametrize("origin", JobStatus)
+@pytest.mark.parametrize("target", JobStatus)
+def test_only_the_drawn_moves_are_legal(
+    session: Session, project: Project, origin: JobStatus, target: JobStatus
+) -> None:
+    with session.begin():
+        job = make_job(session, project)
+        session.execute(update(Job).values(status=origin, **_beside(origin)))
+    with session.begin():
+        if target in MOVES[origin]:
+            assert lifecycle._move(session, job.id, target, **_beside(target)).status == target
+        else:
+            with pytest.raises(IllegalMove):
+                lifecycle._move(session, job.id, target, **_beside(target))
+
+
+def _beside(status: JobStatus) -> dict[str, object]:
+    """What the database's constraints want beside a status."""
+    return {
+        "finished_at": func.now() if status in FINAL else None,
+        "error": {"code": "x", "message": "x", "param": None} if status is JobStatus.FAILED else None,
+        "fine_tuned_model": "ft:x" if status is JobStatus.SUCCEEDED else None,
+    }
+
+
+def test_a_job_is_prepared_then_trained_and_ends_with_one_result(session: Session, project: Project) -> None:
+    with session.begin():
+        job = make_job(session, project)
+        assert job.status in (None, JobStatus.VALIDATING_FILES)
+        prepare(session, take(session, "prepare"))
+    with session.begin():
+        session.refresh(job)
+        assert job.status == JobStatus.QUEUED
+        claim = take(session)
+        result = registry.register(session, make_manifest(session, claim), manifest_sha256="6" * 64)
+        lifecycle.succeed(session, claim, result, trained_tokens=4)
+    with session.begin():
+        session.refresh(job)
+        assert (job.status, job.fine_tuned_model) == (JobStatus.SUCCEEDED, "ft:tiny:default::1")
+        told = session.scalars(select(JobEvent.message).order_by(JobEvent.seq)).all()
+    assert told[-2:] == ["New fine-tuned model created: ft:tiny:default::1", "The job has successfully completed"]
+
+
+def test_an_old_claim_cannot_finish_a_job(session: Session, project: Project) -> None:
+    with session.begin():
+        make_queued_job(session, project)
+        first = take(session)
+        lifecycle.requeue(session, first)
+        second = take(session)
+    for move in (
+        lambda: lifecycle.fail(session, first, {"code": "x", "message": "x", "param": None}),
+        lambda: lifecycle.requeue(session, first),
+        lambda: lifecycle.stop(session, first),
+        lambda: work.prolong(session, first, lease=LEASE),
+        lambda: work.require_held(session, first),
+    ):
+        with pytest.raises(IllegalMove), session.begin():
+            move()
+    with session.begin():
+        assert work.prolong(session, second, lease=LEASE) is Desired.RUN
+
+
+def test_a_job_has_one_registry_row_whoever_registers(session: Session, project: Project) -> None:
+    with session.begin():
+        make_queued_job(session, project)
+        claim = take(session)
+        registry.register(session, make_manifest(session, claim, "ft:a"), manifest_sha256="6" * 64)
+    with pytest.raises(IntegrityError), session.begin():
+        registry.register(session, make_manifest(session, claim, "ft:b"), manifest_sha256="6" * 64)
+    with session.begin():
+        assert session.scalar(select(func.count()).select_from(RegisteredModel)) == 1
+
+
+def test_of_eight_claimers_each_job_has_one(session: Session, project: Project) -> None:
+    with session.begin():
+        for _ in range(40):
+            make_job(session, project)
+    claimed: list[tuple[str, int]] = []
+
+    def race() -> None:
+        while True:
+            with new_session() as mine, mine.begin():
+                claim = lifecycle.claim(mine, "prepare", who=WHO, lease=LEASE)
+            if claim is None:
+                return
+            claimed.append((claim.subject, claim.attempt))
+
+    racers = [threading.Thread(target=race) for _ in range(8)]
+    for racer in racers:
+        racer.start()
+    for racer in racers:
+        racer.join()
+    assert len(claimed) == len(set(claimed)) == 40
+
+
+def test_the_first_claimed_is_the_most_urgent_then_the_oldest(session: Session, project: Project) -> None:
+    with session.begin():
+        jobs = {
+            name: make_job(session, project, resources={"priority": priority}).id
+            for name, priority in (("a", "low"), ("b", "normal"), ("c", "high"), ("d", "normal"))
+        }
+        order = [take(session, "prepare").subject for _ in jobs]
+    assert order == [jobs["c"], jobs["b"], jobs["d"], jobs["a"]]
+
+
+def test_a_cancel_against_a_claim_has_one_outcome(session: Session, project: Project) -> None:
+    with session.begin():
+        jobs = [make_queued_job(session, project) for _ in range(30)]
+    claims = []
+
+    def claim_all() -> None:
+        for _ in jobs:
+            with new_session() as mine, mine.begin():
+                if claim := lifecycle.claim(mine, "cpu", who=WHO, lease=LEASE):
+                    claims.append(claim)
+
+    claimer = threading.Thread(target=claim_all)
+    claimer.start()
+    for job in jobs:
+        with new_session() as mine, mine.begin():
+            lifecycle.cancel(mine, mine.get_one(Job, job.id))
+    claimer.join()
+    for claim in claims:
+        with session.begin():
+            assert work.prolong(session, claim, lease=LEASE) is Desired.CANCEL
+            lifecycle.stop(session, claim)
+    with session.begin():
+        assert set(session.scalars(select(Job.status))) == {JobStatus.CANCELLED}
+        assert set(session.scalars(select(Work.status).where(Work.kind == "train"))) == {"cancelled"}
+
+
+def test_cancel_is_idempotent_and_too_late_for_a_success(session: Session, project: Project) -> None:
+    with session.begin():
+        job = make_queued_job(session, project)
+        lifecycle.cancel(session, job)
+        again = lifecycle.cancel(session, job)
+        assert again.status == JobStatus.CANCELLED
+        other = make_queued_job(session, project)
+        claim = take(session)
+        result = registry.register(session, make_manifest(session, claim), manifest_sha256="6" * 64)
+        lifecycle.succeed(session, claim, result, trained_tokens=1)
+    with pytest.raises(IllegalMove, match="succeeded already"), session.begin():
+        lifecycle.cancel(session, other)
+
+
+def test_a_cancelled_job_is_not_queued_again_by_its_worker(session: Session, project: Project) -> None:
+    with session.begin():
+        job = make_queued_job(session, project)
+        claim = take(session)
+        assert lifecycle.cancel(session, job).desired == Desired.CANCEL
+        lifecycle.requeue(session, claim)
+        session.refresh(job)
+        assert job.status == JobStatus.CANCELLED
+
+
+def test_a_silent_worker_loses_its_job_and_a_job_that_loses_workers_fails(session: Session, project: Project) -> None:
+    with session.begin():
+        job = make_queued_job(session, project)
+    for attempt in range(1, 5):
+        with session.begin():
+            session.execute(update(Work).values(available_at=func.now()))
+            assert take(session).attempt == attempt
+            session.execute(update(Work).where(Work.status == "running").values(lease_until=func.now() - LEASE))
+        with session.begin():
+            for claim, _ in sweeper.service.silent(session):
+                sweeper._take_back(session, claim, host="there")
+    with session.begin():
+        session.refresh(job)
+    assert job.status == JobStatus.FAILED
+    assert job.error is not None
+    assert job.error["code"] == "worker_lost"
+
+
+def test_the_database_refuses_half_finished_rows(session: Session, project: Project) -> None:
+    with session.begin():
+        make_queued_job(session, project)
+    for wrong in (
+        "UPDATE jobs SET status = 'succeeded'",
+        "UPDATE jobs SET status = 'failed', finished_at = now()",
+        "UPDATE jobs SET status = 'done'",
+        "UPDATE work SET status = 'running'",
+        "UPDATE work SET failed_attempts = attempt + 1",
+    ):
+        with pytest.raises(IntegrityError), session.begin():
+            session.execute(text(wrong))

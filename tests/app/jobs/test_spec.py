@@ -1,0 +1,112 @@
+"""What a spec accepts, and how it refuses."""
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from app.http import invalid_request
+from app.jobs.spec import JobSpec
+
+HYPER = "method.supervised.hyperparameters"
+
+
+def spec(**fields: Any) -> JobSpec:
+    return JobSpec.model_validate({"model": "tiny", "training_file": "file-1", **fields})
+
+
+def hyper(**fields: Any) -> dict[str, Any]:
+    return {"method": {"type": "supervised", "supervised": {"hyperparameters": fields}}}
+
+
+def refusal(body: dict[str, Any]) -> tuple[str | None, str]:
+    """Param and message, as the API answers them."""
+    whole = {"model": "tiny", "training_file": "file-1", **body}
+    with pytest.raises(ValidationError) as caught:
+        JobSpec.model_validate(whole)
+    errors = [{**error, "loc": ("body", *error["loc"])} for error in caught.value.errors()]
+    refused = invalid_request(errors, whole)
+    return refused.param, refused.message
+
+
+def test_absent_tuning_is_lora_and_everything_else_is_auto() -> None:
+    asked = spec()
+    assert asked.tuning.type == "lora"
+    assert asked.hyperparameters.n_epochs == "auto"
+
+
+def test_a_spec_survives_json() -> None:
+    asked = spec(**hyper(n_epochs=2, learning_rate=1e-3), tuning={"type": "qlora", "r": 8}, seed=3)
+    assert JobSpec.model_validate_json(asked.model_dump_json()) == asked
+    assert JobSpec.model_validate(asked.model_dump(mode="json")) == asked
+
+
+def test_old_hyperparameters_are_the_supervised_block() -> None:
+    assert spec(hyperparameters={"n_epochs": 2}).hyperparameters.n_epochs == 2
+    assert refusal({"hyperparameters": {"n_epochs": 2}, "method": {"type": "supervised"}})[0] == "hyperparameters"
+
+
+@pytest.mark.parametrize(
+    ("body", "param", "says"),
+    [
+        (hyper(n_epochs=0), f"{HYPER}.n_epochs", "greater than or equal to 1"),
+        (hyper(n_epochs=1_000_000_000), f"{HYPER}.n_epochs", "less than or equal to 50"),
+        (hyper(n_epochs="3"), f"{HYPER}.n_epochs", "integer"),
+        (hyper(n_epochs=True), f"{HYPER}.n_epochs", "integer"),
+        (hyper(learning_rate=float("nan")), f"{HYPER}.learning_rate", "finite"),
+        (hyper(learning_rate=float("inf")), f"{HYPER}.learning_rate", "finite"),
+        (hyper(batch_size=10**400), f"{HYPER}.batch_size", "less than or equal"),
+        (hyper(n_epoch=1), f"{HYPER}.n_epoch", "Did you mean 'n_epochs'?"),
+        (hyper(packing=True), f"{HYPER}.packing", "Not offered by this version yet"),
+        ({"modle": "x"}, "modle", "Did you mean 'model'?"),
+        ({"status": "succeeded"}, "status", "Unknown field 'status'"),
+        ({"trust_remote_code": True}, "trust_remote_code", "Unknown field"),
+        ({"tuning": {"type": "lora", "use_dora": True}}, "tuning.use_dora", "Not offered"),
+        ({"tuning": {"type": "full", "r": 8}}, "tuning.r", "Unknown field 'r'"),
+        ({"tuning": {"type": "lorra"}}, "tuning", "'full', 'lora', 'qlora'"),
+        ({"tuning": {"r": 8}}, "tuning.type", "type"),
+        ({"tuning": "auto"}, "tuning", "not offered"),
+        ({"method": {"type": "dpo"}}, "method.type", "'dpo' is not offered"),
+        ({"evaluation": {"prompts": 3}}, "evaluation", "Not offered"),
+        ({"resources": {"gpus": 2}}, "resources.gpus", "Not offered"),
+        ({"seed": -1}, "seed", "greater than or equal to 0"),
+        ({"suffix": "x" * 65}, "suffix", "at most 64"),
+        ({"metadata": {"k": "v" * 513}}, "metadata", "512"),
+        ({"model": None}, "model", "string"),
+    ],
+)
+def test_a_wrong_field_is_named_with_its_remedy(body: dict[str, Any], param: str, says: str) -> None:
+    refused_param, message = refusal(body)
+    assert refused_param == param
+    assert says in message
+
+
+def test_a_missing_field_is_named() -> None:
+    with pytest.raises(ValidationError) as caught:
+        JobSpec.model_validate({"training_file": "file-1"})
+    errors = [{**error, "loc": ("body", *error["loc"])} for error in caught.value.errors()]
+    assert invalid_request(errors, {"training_file": "file-1"}).param == "model"
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"batch_size": 8, "per_device_train_batch_size": 3},
+        {"batch_size": 8, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2},
+    ],
+)
+def test_a_batch_that_contradicts_its_parts_is_refused(given: dict[str, int]) -> None:
+    assert refusal(hyper(**given))[0] == f"{HYPER}.batch_size"
+
+
+@given(st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(), st.lists, max_leaves=5))
+def test_any_value_of_any_field_is_taken_or_refused_by_name(value: Any) -> None:
+    for name in JobSpec.model_fields:
+        body = {"model": "tiny", "training_file": "file-1", name: value}
+        try:
+            JobSpec.model_validate(body)
+        except ValidationError as error:
+            errors = [{**one, "loc": ("body", *one["loc"])} for one in error.errors()]
+            assert (invalid_request(errors, body).param or "").split(".")[0] == name

@@ -1,0 +1,95 @@
+"""What `auto` becomes."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from app.jobs.spec import JobSpec
+from app.planning import recipes
+from app.planning.recipes import Facts
+
+LLAMA_7B = Facts(longest_row=300, hidden_size=4096, model_type="llama", context_length=4096, device="cuda")
+SMOLLM2 = replace(LLAMA_7B, hidden_size=576, device="cpu")
+
+
+def resolved(tuning: str, facts: Facts, **hyperparameters: Any) -> Any:
+    body = {
+        "model": "m",
+        "training_file": "f",
+        "tuning": {"type": tuning},
+        "method": {"type": "supervised", "supervised": {"hyperparameters": hyperparameters}},
+    }
+    return recipes.resolve(JobSpec.model_validate(body), facts)
+
+
+@pytest.mark.parametrize(
+    ("tuning", "rate", "epochs", "batch"), [("full", 5e-6, 1, 32), ("lora", 2e-4, 3, 16), ("qlora", 2e-4, 3, 16)]
+)
+def test_the_recipe_of_a_7b_is_the_table_of_the_readme(tuning: str, rate: float, epochs: int, batch: int) -> None:
+    given = resolved(tuning, LLAMA_7B).hyperparameters
+    assert (given.learning_rate, given.n_epochs, given.batch_size) == (pytest.approx(rate), epochs, batch)
+    assert (given.warmup_ratio, given.lr_scheduler_type, given.max_length) == (0.03, "cosine", 300)
+
+
+def test_narrow_models_of_a_fitted_family_get_higher_rates() -> None:
+    assert resolved("qlora", SMOLLM2).hyperparameters.learning_rate == pytest.approx(2e-4 * (4096 / 576) ** 0.781)
+    other = replace(SMOLLM2, model_type="gpt2")
+    assert resolved("qlora", other).hyperparameters.learning_rate == pytest.approx(2e-4)
+
+
+def test_a_multiplier_scales_the_recipe_and_a_number_is_taken_as_it_is() -> None:
+    assert resolved("lora", LLAMA_7B, learning_rate_multiplier=2).hyperparameters.learning_rate == pytest.approx(4e-4)
+    assert resolved("lora", SMOLLM2, learning_rate=1e-3).hyperparameters.learning_rate == 1e-3
+
+
+@given(
+    batch_size=st.none() | st.integers(1, 256),
+    per_device=st.none() | st.integers(1, 16),
+    accumulation=st.none() | st.integers(1, 16),
+    tuning=st.sampled_from(["full", "lora", "qlora"]),
+)
+def test_a_batch_is_always_the_product_of_its_parts(
+    batch_size: int | None, per_device: int | None, accumulation: int | None, tuning: str
+) -> None:
+    asked = {
+        "batch_size": batch_size,
+        "per_device_train_batch_size": per_device,
+        "gradient_accumulation_steps": accumulation,
+    }
+    numbers = {name: value for name, value in asked.items() if value is not None}
+    try:
+        given = resolved(tuning, LLAMA_7B, **numbers).hyperparameters
+    except ValueError:
+        assert batch_size is not None  # refused as inconsistent
+        return
+    assert given.batch_size == given.per_device_train_batch_size * given.gradient_accumulation_steps
+    assert all(getattr(given, name) == value for name, value in numbers.items())
+
+
+def test_a_resolved_spec_resolves_to_itself() -> None:
+    once = resolved("qlora", SMOLLM2, learning_rate_multiplier=3)
+    assert recipes.resolve(once, SMOLLM2) == once
+
+
+@pytest.mark.parametrize(
+    ("tuning", "given", "code"),
+    [
+        ("full", {"learning_rate": 2e-4}, "lora_rate_on_full"),
+        ("lora", {"learning_rate": 1e-5}, "full_rate_on_lora"),
+        ("lora", {"learning_rate": 2e-4, "learning_rate_multiplier": 2.0}, "multiplier_unused"),
+        ("full", {"n_epochs": 5}, "many_epochs"),
+    ],
+)
+def test_a_number_worth_a_second_look_is_warned_about(tuning: str, given: dict[str, Any], code: str) -> None:
+    body = {
+        "model": "m",
+        "training_file": "f",
+        "tuning": {"type": tuning},
+        "method": {"type": "supervised", "supervised": {"hyperparameters": given}},
+    }
+    (warning,) = recipes.warnings(JobSpec.model_validate(body), LLAMA_7B)
+    assert warning.code == code
+    assert warning.param is not None

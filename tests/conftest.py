@@ -1,0 +1,126 @@
+"""Real servers for all tests: PostgreSQL and Valkey out of the wheels, on sockets of their own."""
+
+import os
+import socket
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+from sqlalchemy import text
+from sqlalchemy.orm import Session
+from starlette.testclient import TestClient
+
+from app.auth import Project, authenticate, create_key
+from app.cli import migrate
+from app.cli.embedded import Postgres, RunFolder, Valkey
+from app.db import Base, get_engine, new_session
+from app.main import create_app
+from app.queue import get_celery
+from app.settings import get_settings
+from app.storage import get_storage
+from tests import running, tiny
+from worker.devices import device_of
+
+LOCAL = ("127.0.0.1", "::1", "localhost")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What only a GPU can show is skipped by name where there is none."""
+    if device_of(0).kind == "cuda":
+        return
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason="needs a GPU"))
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests reach this machine and nothing else."""
+    connect = socket.socket.connect
+
+    def local_only(self: socket.socket, address: object) -> None:
+        if isinstance(address, tuple) and address[0] not in LOCAL:
+            pytest.fail(f"a test reached for {address}")
+        connect(self, address)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(socket.socket, "connect", local_only)
+
+
+@pytest.fixture(scope="session")
+def home() -> Iterator[Path]:
+    """A home for the whole run, with one tiny base model; short enough for the sockets in it."""
+    with tempfile.TemporaryDirectory(prefix="ft-") as folder:
+        home = Path(folder)
+        tiny.make_base(home / "models" / "tiny")
+        yield home
+
+
+@pytest.fixture(scope="session")
+def servers(home: Path) -> Iterator[None]:
+    """PostgreSQL, migrated, and Valkey; the settings of this process point at them."""
+    with ExitStack() as stack:
+        run = RunFolder(home)
+        stack.callback(run.close)
+        postgres, valkey = Postgres(home, run.path, ()), Valkey(home, run.path, ())
+        postgres.initialise()
+        for child in (postgres.child(), valkey.child()):
+            child.start()
+            stack.callback(child.end_by, 0.0)
+            stack.callback(child.ask_to_end)
+            if child.name == "postgres":
+                postgres.wait_until_ready(child)
+        os.environ |= {
+            "FINETUNED_HOME": str(home),
+            "FINETUNED_DATABASE_URL": postgres.url,
+            "FINETUNED_BROKER_URL": valkey.url,
+        }
+        forget_settings()
+        migrate.upgrade()
+        yield
+        get_engine().dispose()
+
+
+@pytest.fixture
+def session(servers: None) -> Iterator[Session]:
+    """A session on empty tables. They are emptied, not rolled back: claims are about several sessions that commit."""
+    with new_session() as session:
+        with session.begin():
+            session.execute(text(f"TRUNCATE {', '.join(Base.metadata.tables)} CASCADE"))
+        yield session
+
+
+@pytest.fixture
+def key(session: Session) -> str:
+    """The key of a project called `default`."""
+    with session.begin():
+        return create_key(session, "default", "tests")
+
+
+@pytest.fixture
+def project(session: Session, key: str) -> Project:
+    with session.begin():
+        return authenticate(session, key)
+
+
+@pytest.fixture
+def client(key: str) -> Iterator[TestClient]:
+    """The API, called in this process by the project's key."""
+    with TestClient(create_app(), headers={"Authorization": f"Bearer {key}"}, raise_server_exceptions=False) as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+def service() -> Iterator[running.Service]:
+    """All of it as `finetuned up` runs it, with short leases: api, workers, trainers, sweeper as processes."""
+    with tempfile.TemporaryDirectory(prefix="ft-") as folder:
+        tiny.make_base(Path(folder) / "models" / "tiny")
+        with running.up(Path(folder)) as service:
+            yield service
+
+
+def forget_settings() -> None:
+    """What was read of the environment before it was set."""
+    for cached in (get_settings, get_engine, get_celery, get_storage):
+        cached.cache_clear()

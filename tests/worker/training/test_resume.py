@@ -1,0 +1,160 @@
+"""Checkpoints: which of them count, and that stopping and going on changes nothing."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests import tiny
+from worker import messages
+from worker.messages import AnyMessage
+from worker.training import checkpoints
+from worker.training.checkpoints import MANIFEST, Checkpoint
+from worker.training.child import StopRequest
+
+
+def _write(folder: Path, step: int, *, of: int = 300) -> Checkpoint:
+    path = folder / f"checkpoint-{step}"
+    path.mkdir(parents=True)
+    (path / "optimizer.pt").write_bytes(b"state" * step)
+    saved = Checkpoint(path, step=step, total_steps=of, tokens=10 * step, seconds=0.5 * step)
+    checkpoints.commit(saved)
+    return saved
+
+
+def test_an_empty_checkpoint_does_not_hide_the_whole_one_before_it(tmp_path: Path) -> None:
+    whole = _write(tmp_path, 100)
+    (tmp_path / "checkpoint-200").mkdir()
+
+    assert checkpoints.newest_verified(tmp_path) == whole
+    assert {path.name for path in tmp_path.iterdir()} == {"checkpoint-100", "torn-checkpoint-200-0"}
+
+
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "missing", "no manifest", "half a manifest"])
+def test_a_torn_checkpoint_is_never_trusted(tmp_path: Path, damage: str) -> None:
+    whole, torn = _write(tmp_path, 100), _write(tmp_path, 200).path
+    content = (torn / "optimizer.pt").read_bytes()
+    match damage:
+        case "truncated":
+            (torn / "optimizer.pt").write_bytes(content[:-1])
+        case "flipped":
+            (torn / "optimizer.pt").write_bytes(b"S" + content[1:])
+        case "missing":
+            (torn / "optimizer.pt").unlink()
+        case "no manifest":
+            (torn / MANIFEST).unlink()
+        case _:
+            (torn / MANIFEST).write_text((torn / MANIFEST).read_text()[:20])
+
+    assert checkpoints.newest_verified(tmp_path) == whole
+
+
+def test_pruning_keeps_two_that_are_committed(tmp_path: Path) -> None:
+    for step in (9, 20, 100):
+        _write(tmp_path, step)
+    (tmp_path / "checkpoint-50").mkdir()
+    (tmp_path / "torn-checkpoint-200-0").mkdir()
+
+    checkpoints.prune(tmp_path)
+
+    assert {path.name for path in tmp_path.iterdir()} == {"checkpoint-20", "checkpoint-100"}
+
+
+def test_a_job_without_checkpoints_begins_at_the_beginning(tmp_path: Path) -> None:
+    assert checkpoints.newest_verified(tmp_path / "none") is None
+
+
+@pytest.mark.parametrize("tuning", ["lora", "qlora", "full"])
+def test_stop_and_resume_has_the_losses_of_an_uninterrupted_run(make_job: Any, run: Any, tuning: str) -> None:
+    # With dropout the random state counts; step 3 of 4 in an epoch makes the position in the data count.
+    block = {} if tuning == "full" else {"lora_dropout": 0.2}
+    options = {"block": block, "per_device_train_batch_size": 2}
+    straight, stopped = make_job(tuning, **options), make_job(tuning, **options)
+    whole = _by_step(run(straight))
+
+    first = run(stopped, _stop_after(2))
+    assert first[-1] == messages.Stopped(3)
+    spent = checkpoints.newest_verified(stopped / "checkpoints").seconds  # type: ignore[union-attr]  # it is there
+    second = run(stopped)
+
+    assert _by_step(first) == {step: pytest.approx(whole[step], abs=1e-6) for step in (1, 2, 3)}
+    assert _by_step(second) == {step: pytest.approx(whole[step], abs=1e-6) for step in range(4, 9)}
+    assert messages.Phase("training", total_steps=8, resumed_from_step=3) in second
+    for name in ("tokens", "loss_first", "loss_last", "trained_tokens", "steps"):
+        assert _report(stopped)[name] == pytest.approx(_report(straight)[name], abs=1e-6), name
+    assert _report(stopped)["train_seconds"] > spent > 0
+    for name, weight in _weights(straight).items():
+        torch.testing.assert_close(_weights(stopped)[name], weight, atol=1e-6, rtol=1e-5)
+
+
+def test_a_resume_without_its_state_would_be_seen(make_job: Any, run: Any) -> None:
+    straight, stopped = make_job("lora"), make_job("lora")
+    whole = _by_step(run(straight))
+    run(stopped, _stop_after(2))
+    saved = stopped / "checkpoints" / "checkpoint-3"
+    (saved / "optimizer.pt").unlink()  # transformers begins with a new optimizer, without a word
+    checkpoints.commit(Checkpoint(saved, step=3, total_steps=8, tokens=0, seconds=0.0))
+
+    assert _by_step(run(stopped))[8] != pytest.approx(whole[8], abs=1e-6)
+
+
+@pytest.mark.parametrize("tuning", ["lora", "full"])
+def test_a_run_killed_after_its_last_step_trains_no_further(make_job: Any, run: Any, tuning: str) -> None:
+    work_dir = make_job(tuning, max_steps=3, validation=tiny.chat_rows(2))  # in the middle of the first epoch
+    run(work_dir)
+    whole, report = _weights(work_dir), _report(work_dir)
+    shutil.rmtree(work_dir / "result")
+
+    said = run(work_dir)
+
+    assert _by_step(said) == {}
+    assert messages.Phase("training", total_steps=3, resumed_from_step=3) in said
+    assert all(torch.equal(weight, whole[name]) for name, weight in _weights(work_dir).items())
+    for name in ("steps", "tokens", "trained_tokens", "loss_first", "loss_last", "eval_loss"):
+        assert _report(work_dir)[name] == report[name], name
+
+
+def test_resume_state_is_read_without_running_it(make_job: Any, run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    work_dir = make_job("lora")
+    run(work_dir, _stop_after(2))
+    loaded: list[tuple[str, bool | None]] = []
+    load = torch.load
+
+    def seen(path: Any, *args: Any, weights_only: bool | None = None, **rest: Any) -> Any:
+        loaded.append((Path(path).name, weights_only))
+        return load(path, *args, weights_only=weights_only, **rest)
+
+    monkeypatch.setattr(torch, "load", seen)
+    run(work_dir)
+
+    assert {name for name, _ in loaded} == {"optimizer.pt", "scheduler.pt", "rng_state.pth"}
+    assert all(safely is True for _, safely in loaded)
+
+
+def _stop_after(step: int) -> Any:
+    """A shutdown that comes while the step after this one is computed."""
+
+    def heard(message: AnyMessage, stop: StopRequest) -> None:
+        if isinstance(message, messages.Metrics) and message.step == step:
+            stop.wish = "save"
+
+    return heard
+
+
+def _by_step(said: list[AnyMessage]) -> dict[int, float]:
+    return {message.step: message.loss for message in said if isinstance(message, messages.Metrics)}
+
+
+def _report(work_dir: Path) -> dict[str, Any]:
+    report: dict[str, Any] = json.loads((work_dir / "result" / "metrics.json").read_text())
+    return report
+
+
+def _weights(work_dir: Path) -> dict[str, torch.Tensor]:
+    [file] = (work_dir / "result").glob("*.safetensors")
+    weights: dict[str, torch.Tensor] = load_file(file)
+    return weights

@@ -12,15 +12,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import httpx
 import openai
 import psutil
+import psycopg
+import redis
+
+from app.cli import embedded
 
 SHORT = {
     "FINETUNED_LEASE_TIMEOUT": "3",
     "FINETUNED_HEARTBEAT_INTERVAL": "0.5",
     "FINETUNED_SWEEP_INTERVAL": "0.5",
     "FINETUNED_RETRY_DELAYS": "[0.5, 1]",
-    "FINETUNED_STOP_GRACE": "15",
+    "FINETUNED_MAX_RETRIES": "2",
+    "FINETUNED_STOP_GRACE": "3",
+    "FINETUNED_TORCH_THREADS": "1",  # two threads at a tiny model wait for each other, and on a busy machine for long
 }
 
 T = TypeVar("T")
@@ -56,11 +63,75 @@ class Service:
             job = client.fine_tuning.jobs.retrieve(job_id)
             return job if job.status in ("succeeded", "failed", "cancelled") else None
 
-        return wait_for(ended, seconds)
+        return wait_for(ended, seconds, every=0.2)
+
+    def get(self, path: str) -> Any:
+        """What the API answers to this key, beyond what the stock client knows."""
+        headers = {"Authorization": f"Bearer {self.key}"}
+        response = httpx.get(self.url + path, headers=headers, timeout=30, trust_env=False)
+        response.raise_for_status()
+        return response.json()
+
+    def attempts(self, job_id: str) -> list[dict[str, Any]]:
+        """The attempts at training a job, oldest first."""
+        attempts = self.get(f"/v1/fine_tuning/jobs/{job_id}/attempts")["data"]
+        return [attempt for attempt in attempts if attempt["kind"] == "train"]
+
+    def results(self, job_id: str) -> list[dict[str, Any]]:
+        """The registry's rows for a job, of the newest hundred."""
+        rows = self.get("/v1/registry/models?limit=100")["data"]
+        return [row for row in rows if row["job_id"] == job_id]
 
     def events(self, job_id: str) -> list[Any]:
         """All of a job's events, oldest first."""
-        return list(reversed(list(self.client().fine_tuning.jobs.list_events(job_id, limit=100))))
+        return list(reversed(list(self.client().fine_tuning.jobs.list_events(job_id, limit=1000))))
+
+    def steps(self, job_id: str) -> list[int]:
+        """The steps a job has reported, in the order of their arrival."""
+        return [event.data["step"] for event in self.events(job_id) if "train_loss" in (event.data or {})]
+
+    def database(self) -> psycopg.Connection[Any]:
+        """For what no route shows."""
+        return psycopg.connect(host=str(self.home / "run"), user=embedded.USER, dbname=embedded.USER, autocommit=True)
+
+    def broker(self) -> redis.Redis:
+        """The doorbell, for who wants to break it."""
+        return redis.Redis(unix_socket_path=str(self.home / "run" / "valkey.sock"))
+
+    def part(self, *words: str) -> psutil.Process | None:
+        """The child of `up` with these words in its command line, if it runs just now."""
+        for child in psutil.Process(self.process.pid).children():
+            if " ".join(words) in " ".join(cmdline(child)) and is_alive(child):
+                return child
+        return None
+
+    def is_heard(self, worker: psutil.Process) -> bool:
+        """Whether the slot of this worker has said that it is there."""
+        pids = {slot.pid for slot in worker.children()}
+        return any(row["pid"] in pids for row in self.get("/v1/workers")["data"])
+
+    @contextmanager
+    def another_worker(self, slot: int, **environment: str) -> Iterator[psutil.Process]:
+        """One more training slot beside those of `up`; killed at the end."""
+        model = wait_for(lambda: self.part("worker.main", "--slot 0"))
+        with (self.home / "logs" / f"another-worker-{slot}.log").open("ab") as log:
+            process = psutil.Popen(
+                [sys.executable, "-m", "worker.main", "--slot", str(slot)],
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=model.environ() | environment,
+                start_new_session=True,
+            )
+        try:
+            wait_for(lambda: self.is_heard(process), 60, every=0.2)
+            yield process
+        finally:
+            process.kill()
+            process.wait()
+
+    def trainer_of(self, job_id: str) -> psutil.Process | None:
+        """The process that has a job's training log open, if there is one."""
+        return next((process for process in self.trainers() if f"/{job_id}-train/" in standard_output(process)), None)
 
     def trainers(self) -> list[psutil.Process]:
         """Processes that train for this service, those that stand by included."""
@@ -94,15 +165,31 @@ def up(home: Path, *options: str, **environment: str) -> Iterator[Service]:
         process.stdout.close()
 
 
-def wait_for(look: Callable[[], T | None], seconds: float = 30.0) -> T:
-    """What `look` returns once it is not None or False; fails after so long."""
+def wait_for(look: Callable[[], T | None], seconds: float = 30.0, *, every: float = 0.02) -> T:
+    """What `look` returns once it is not None or False; fails after so long. `every`: seconds, more for dear looks."""
     deadline = time.monotonic() + seconds
     while True:
         found = look()
         if found:
             return found
         assert time.monotonic() < deadline, f"not within {seconds} s: {look}"
-        time.sleep(0.02)
+        time.sleep(every)
+
+
+def is_alive(process: psutil.Process) -> bool:
+    """Not gone, and not merely waiting to be reaped."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False
+
+
+def standard_output(process: psutil.Process) -> str:
+    """Where a process that may be gone by now prints to."""
+    try:
+        return str(Path(f"/proc/{process.pid}/fd/1").readlink())
+    except OSError:
+        return ""
 
 
 def environment(process: psutil.Process) -> dict[str, str]:

@@ -5,6 +5,7 @@ The pipe is read by one thread and the database written by another, so that trai
 
 import logging
 import threading
+import time
 from collections import deque
 from dataclasses import dataclass, field
 from typing import Any, Self
@@ -14,6 +15,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from app.db import new_session
 from app.errors import IllegalMove
 from app.jobs import events, service
+from app.settings import get_settings
 from app.work import service as work_service
 from app.work.lifecycle import Claim
 from worker import messages
@@ -51,7 +53,7 @@ class Reporter:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Everything heard is written before the attempt is settled."""
+        """Everything heard is written before the attempt is settled, which waits as long for the database."""
         self._over.set()
         self._thread.join()
 
@@ -60,14 +62,20 @@ class Reporter:
         self._heard.append(message)
 
     def _write_until_over(self) -> None:
-        while True:
-            last = self._over.wait(INTERVAL)
-            waiting = list(self._heard)
-            if waiting and self._write(waiting):
-                for _ in waiting:
-                    self._heard.popleft()
-            if last:
-                return
+        while not self._over.wait(INTERVAL):
+            self._write_waiting()
+        patience = time.monotonic() + get_settings().database_patience.total_seconds()
+        while not self._write_waiting() and time.monotonic() < patience:
+            time.sleep(1)  # the database says nothing when it comes back
+
+    def _write_waiting(self) -> bool:
+        """Whether nothing is left to write."""
+        waiting = list(self._heard)
+        if waiting and not self._write(waiting):
+            return False
+        for _ in waiting:
+            self._heard.popleft()
+        return True
 
     def _write(self, waiting: list[AnyMessage]) -> bool:
         batch = _Batch()

@@ -26,6 +26,7 @@ from app.registry import manifest as manifests
 from app.registry import service as registry
 from app.settings import get_settings
 from app.storage import Damaged, Storage, get_storage
+from app.work import lifecycle as work
 from app.work.lifecycle import Claim, Who
 from app.work.service import CPU
 from app.work.status import WorkKind
@@ -158,6 +159,7 @@ def _settle(claim: Claim, outcome: Outcome) -> str | None:
             case FilesPrepared(prepared):
                 return _queue_training(session, claim, prepared)
             case Published(manifest, manifest_sha256):
+                work.require_held(session, claim)  # the table's one row a job would answer a zombie with a crash
                 result = registry.register(session, manifest, manifest_sha256=manifest_sha256)
                 failpoint("before_success")
                 lifecycle.succeed(session, claim, result, trained_tokens=manifest.report.trained_tokens)

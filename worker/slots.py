@@ -41,7 +41,7 @@ class Occupied:
         self._over = threading.Event()
         self._lock = _open_lock(place.lock_name)
         self._locked = False
-        self._trainers = Trainers(place.device, self._lock)
+        self._trainers = Trainers(place.device, place.lock_name, self._lock)
         self._slot = Slot(place.who, self._trainers)
         self._presence = threading.Thread(target=self._be_heard, name="presence", daemon=True)
 

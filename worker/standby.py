@@ -16,8 +16,8 @@ from app.work.status import WorkKind
 from worker.devices import Device
 
 MODULES = {WorkKind.PREPARE: "worker.training.prepare", WorkKind.TRAIN: "worker.training"}
-HIDDEN = ("FINETUNED_DATABASE_URL", "FINETUNED_BROKER_URL", "FINETUNED_STORAGE_URL", "FINETUNED_API_KEY")
-"""What a trainer has no business with."""
+HIDDEN = ("FINETUNED_DATABASE_URL", "FINETUNED_BROKER_URL", "FINETUNED_STORAGE_URL", "FINETUNED_API_KEY", "AWS_", "PG")
+"""How the names begin of what a trainer has no business with: addresses and secrets of servers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +47,8 @@ class Trainers:
     """Where a slot gets its trainers from. Used by one thread, whose end is the trainers' end."""
 
     device: Device
+    name: str
+    """The slot's, for the log of trainers that have no job yet."""
     lock: int
     """Descriptor of the slot's lock: a trainer holds it too, so that the next worker waits until all are gone."""
     _waiting: dict[WorkKind, Child] = field(default_factory=dict)
@@ -82,13 +84,14 @@ class Trainers:
     def _spawn(self, kind: WorkKind) -> Child:
         """Every trainer is told its WORKDIR on standard input, so that there is one way to start."""
         read_end, write_end = os.pipe()
-        environment = {name: value for name, value in os.environ.items() if name not in HIDDEN}
+        environment = {name: value for name, value in os.environ.items() if not name.startswith(HIDDEN)}
         environment |= self.device.environment() | {
             "FINETUNED_EVENTS_FD": str(write_end),
             "FINETUNED_PARENT_PID": str(os.getpid()),
             "FINETUNED_MODELS_DIR": str(get_settings().models),
+            "HF_HUB_DISABLE_PROGRESS_BARS": "1",  # transformers' too; in a log they are one line of many kilobytes
         }
-        log_file = get_settings().home.absolute() / "logs" / f"trainer-{kind}-{os.getpid()}.log"
+        log_file = get_settings().home.absolute() / "logs" / f"trainer-{self.name}.log"
         log_file.parent.mkdir(parents=True, exist_ok=True)
         try:
             with log_file.open("wb") as log:

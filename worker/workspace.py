@@ -1,6 +1,7 @@
-"""An attempt's scratch folder, `$FINETUNED_HOME/work/<job>-<kind>`: made, filled, and emptied when the job has ended.
+"""An attempt's scratch folder, `$FINETUNED_HOME/work/<job>-<kind>/<attempt>`: made, filled, emptied when the job ended.
 
-Attempts at one job on one machine share it: that is how the next one finds the checkpoints of the last.
+An attempt takes the folder of the one before by renaming it: that is how it finds the checkpoints, and how a trainer
+whose worker lost its claim, and does not know it yet, comes to write beside what is used and not into it.
 """
 
 import shutil
@@ -20,14 +21,19 @@ from app.work.status import WorkKind, WorkStatus
 
 
 def folder_of(job_id: str, kind: WorkKind) -> Path:
-    """Where the attempts at a job's work have their files."""
+    """Where the attempts at a job's work have their folders."""
     return get_settings().home.absolute() / "work" / f"{job_id}-{kind}"
 
 
 def opened(claim: Claim) -> Path:
-    """The folder, made if it is new. It stays: only the end of the job empties it."""
-    folder = folder_of(claim.subject, claim.kind)
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    """The attempt's folder: taken over from the one before, or new. It stays: only the end of the job empties it."""
+    root = folder_of(claim.subject, claim.kind)
+    root.mkdir(parents=True, exist_ok=True, mode=0o700)
+    folder = root / f"{claim.attempt:06d}"
+    before = max((path for path in root.iterdir() if path.name < folder.name), default=None)
+    if before is not None:
+        before.rename(folder)
+    folder.mkdir(exist_ok=True, mode=0o700)
     return folder
 
 
@@ -52,12 +58,12 @@ def fill_for_training(folder: Path, job: Job, prepared: Prepared, storage: Stora
 
 
 def tidy(job_id: str, kind: WorkKind) -> None:
-    """Empty the folder of work that has ended, but for the trainer's log; a cancelled job keeps its checkpoints."""
+    """Empty the folders of work that has ended, but for the trainer's log; a cancelled job keeps its checkpoints."""
     with new_session() as session, session.begin():
         ended = work_service.ended(session, job_id, kind)
     if ended is None or ended is WorkStatus.CANCELLED:
         return
-    for entry in folder_of(job_id, kind).iterdir():
+    for entry in folder_of(job_id, kind).glob("*/*"):
         if entry.is_dir():
             shutil.rmtree(entry, ignore_errors=True)
         elif entry.name != "trainer.log":

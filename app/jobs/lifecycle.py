@@ -85,7 +85,10 @@ def succeed(session: Session, holder: Claim, result: RegisteredModel, *, trained
 
 
 def fail(session: Session, holder: Claim, error: dict[str, Any]) -> None:
-    """Give the job up, with the reason."""
+    """Give the job up, with the reason; one that its owner cancelled meanwhile is cancelled."""
+    if _cancel_is_wished(session, holder):
+        stop(session, holder)
+        return
     work.fail(session, holder, error)
     job = _move(session, holder.subject, JobStatus.FAILED, error=error, finished_at=func.now())
     events.tell(session, job.id, f"The job failed: {error['message']}", level="error")

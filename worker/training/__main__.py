@@ -2,7 +2,6 @@
 
 import os
 import sys
-from pathlib import Path
 
 from worker import messages
 from worker.training.child import StopNow, StopRequest, become_child, leave, reporter, work_dir_from
@@ -13,7 +12,7 @@ def main() -> int:
     become_child()
     stop, report = StopRequest(), reporter()
     try:
-        set_environment(sys.argv[1:])
+        set_environment()
         # Not at the top: these imports take seconds, in which a signal is answered and a dead worker noticed.
         from worker.training import failures, preload
         from worker.training.train import prepare_by_hand, train
@@ -38,13 +37,11 @@ def main() -> int:
     return 0
 
 
-def set_environment(arguments: list[str]) -> None:
+def set_environment() -> None:
     """What the libraries read once, when they are imported."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     # numpy's pool: a thread a core from its import on, and training never uses it.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    if arguments == ["--wait"] or all((Path(given) / "prepared.json").exists() for given in arguments):
-        os.environ["HF_HUB_OFFLINE"] = "1"  # everything was fetched while preparing
 
 
 if __name__ == "__main__":

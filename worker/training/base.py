@@ -4,7 +4,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub import HfApi, constants, snapshot_download
 from huggingface_hub.errors import (  # type: ignore[attr-defined]  # HTTPError: of httpx in hub 1.x, httpx2 in 2.x
     HFValidationError,
     HTTPError,
@@ -54,6 +54,12 @@ def locate_again(base: BaseIdentity) -> BaseFolder:
     if "/" in base.id:
         return _from_hub(base.id, base.revision)
     return _local(base.id)
+
+
+def work_offline() -> None:
+    """Fetch nothing from here on: the base is on this disk, and what a library may look up beside it is not wanted."""
+    os.environ["HF_HUB_OFFLINE"] = "1"  # for what this process starts
+    constants.HF_HUB_OFFLINE = True  # the libraries have read the environment at their import
 
 
 def _local(name: str) -> BaseFolder:

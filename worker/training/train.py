@@ -11,6 +11,7 @@ from app.jobs.spec import JobSpec, LoraTuning, QloraTuning
 from app.planning import recipes
 from worker import messages
 from worker.training import checkpoints, configs, device, model, result
+from worker.training.base import work_offline
 from worker.training.callbacks import Pace, Progress
 from worker.training.checkpoints import Checkpoint
 from worker.training.child import Report, StopNow, StopRequest
@@ -31,6 +32,7 @@ def train(work_dir: Path, report: Report, stop: StopRequest) -> messages.Done | 
     prepared = Prepared.model_validate_json((work_dir / "prepared.json").read_text())
     machine = device.find()
     base = model.require_same_base(prepared.base)
+    work_offline()
     base_model, tokenizer = model.load(base, spec, machine)
     trainer = build_trainer(work_dir, spec, machine, base_model, tokenizer)
     checkpoint = checkpoints.newest_verified(work_dir / "checkpoints")

@@ -1,6 +1,7 @@
 """The moves of jobs and of the work under them, on a real database."""
 
 import threading
+from collections.abc import Callable
 from datetime import timedelta
 
 import pytest
@@ -17,12 +18,14 @@ from app.jobs.status import FINAL, MOVES, JobStatus
 from app.registry import service as registry
 from app.registry.models import RegisteredModel
 from app.work import lifecycle as work
+from app.work.lifecycle import Claim
 from app.work.models import Work
 from app.work.status import Desired
 from tests.factories import WHO, make_job, make_manifest, make_queued_job, prepare, take
 from worker import sweeper
 
 LEASE = timedelta(seconds=60)
+ERROR = {"code": "worker_lost", "message": "The worker is gone.", "param": None}
 
 
 @pytest.mark.parametrize("origin", JobStatus)
@@ -170,12 +173,22 @@ def test_cancel_is_idempotent_and_too_late_for_a_success(session: Session, proje
         lifecycle.cancel(session, other)
 
 
-def test_a_cancelled_job_is_not_queued_again_by_its_worker(session: Session, project: Project) -> None:
+ENDS: dict[str, Callable[[Session, Claim], None]] = {
+    "handed back": lifecycle.requeue,
+    "to be tried again": lambda session, claim: lifecycle.retry(session, claim, ERROR, delay=LEASE),
+    "given up": lambda session, claim: lifecycle.fail(session, claim, ERROR),
+}
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_a_job_whose_cancel_is_wished_ends_cancelled_however_its_attempt_ends(
+    session: Session, project: Project, end: str
+) -> None:
     with session.begin():
         job = make_queued_job(session, project)
         claim = take(session)
         assert lifecycle.cancel(session, job).desired == Desired.CANCEL
-        lifecycle.requeue(session, claim)
+        ENDS[end](session, claim)
         session.refresh(job)
         assert job.status == JobStatus.CANCELLED
 

@@ -31,3 +31,55 @@ demo: setup
 
 bench: setup
 	$(BIN)/python -m benchmarks.overhead
+
+# What Dockerfile and docker-compose.yml do, for machines without Docker: the images' steps install into VENV, and the
+# services' commands come from there with BIN=$(VENV)/bin. tests/test_deployment.py holds the three files together.
+VENV := build/venv
+HOST := 127.0.0.1
+PORT := 8000
+SLOT := 0
+INSTALL = $(VENV)/bin/pip install --disable-pip-version-check -c constraints.txt
+
+.PHONY: install-api install-worker install-gpu install-code
+.PHONY: run-migrate run-api run-worker run-prepare run-sweeper health-api health-worker
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+install-api: $(VENV)/bin/python
+	$(INSTALL) ".[s3]"
+
+install-worker: $(VENV)/bin/python
+	$(INSTALL) ".[worker,s3]"
+
+# After install-worker: flash-attn is compiled against the torch that is there, by the nvcc that is there.
+install-gpu:
+	$(INSTALL) setuptools wheel ninja
+	$(INSTALL) --no-build-isolation ".[gpu]"
+
+# The code alone, once what it depends on is there; of an earlier build, setuptools would install deleted modules too.
+install-code:
+	rm -rf build/lib
+	$(INSTALL) --no-deps .
+
+run-migrate:
+	$(BIN)/finetuned migrate
+
+run-api:
+	$(BIN)/finetuned api --host $(HOST) --port $(PORT)
+
+run-worker:
+	$(BIN)/finetuned worker --slot $(SLOT)
+
+run-prepare:
+	$(BIN)/finetuned worker --queue prepare
+
+run-sweeper:
+	$(BIN)/finetuned sweeper
+
+health-api:
+	$(BIN)/python -c "import httpx; httpx.get('http://127.0.0.1:$(PORT)/readyz', timeout=8, trust_env=False).raise_for_status()"
+
+# Whether a slot of this host was heard within the last 30 s.
+health-worker:
+	$(BIN)/python -c "import socket; from app.db import new_session; from app.work.service import workers; exit(not any(alive and worker.host == socket.gethostname() for worker, _, alive in workers(new_session())))"

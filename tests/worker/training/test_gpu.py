@@ -1,0 +1,82 @@
+"""What only a GPU can show: `make test-gpu`."""
+
+import json
+from typing import Any
+
+import pytest
+import torch
+
+from tests import tiny
+from tests.worker.training.conftest import steps
+from worker import messages
+from worker.devices import device_of
+from worker.training import device, failures
+
+pytestmark = pytest.mark.gpu
+
+
+@pytest.fixture(autouse=True)
+def _as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The precision that the probe finds, not the tests' fp32."""
+    monkeypatch.delenv("FINETUNED_PRECISION")
+
+
+@pytest.mark.parametrize("tuning", ["full", "lora", "qlora"])
+def test_each_tuning_trains_by_its_recipe(make_job: Any, run: Any, tuning: str) -> None:
+    work_dir = make_job(tuning, rows=tiny.chat_rows(32), validation=tiny.chat_rows(4), n_epochs=4)
+    given = json.loads((work_dir / "job.json").read_text())["method"]["supervised"]["hyperparameters"]
+    assert given["gradient_checkpointing"] is True
+    assert given["optim"] == ("adamw_torch_fused" if tuning == "full" else "adamw_bnb_8bit")
+
+    torch.cuda.reset_peak_memory_stats()
+    said = run(work_dir)
+
+    assert said[-1] == messages.Done()
+    assert steps(said)[-1].loss < steps(said)[0].loss - 0.3
+    assert 0 < steps(said)[-1].memory_bytes == torch.cuda.max_memory_allocated()
+    report = json.loads((work_dir / "result" / "metrics.json").read_text())
+    assert report["device"] == torch.cuda.get_device_name()
+    assert report["precision"] == device.find().precision
+
+
+def test_stop_and_resume_has_the_losses_of_an_uninterrupted_run(make_job: Any, run: Any) -> None:
+    straight, stopped = make_job("lora", n_epochs=2), make_job("lora", n_epochs=2)
+    whole = {message.step: message.loss for message in steps(run(straight))}
+
+    def at_step_2(message: Any, stop: Any) -> None:
+        if isinstance(message, messages.Metrics) and message.step == 2:
+            stop.wish = "save"
+
+    run(stopped, at_step_2)
+    rest = {message.step: message.loss for message in steps(run(stopped))}
+
+    assert sorted(rest) == list(range(4, 9))
+    assert rest == {step: pytest.approx(whole[step], abs=1e-3) for step in rest}  # bf16, and atomic sums
+
+
+def test_a_job_that_does_not_fit_is_told_what_would(make_job: Any, run: Any) -> None:
+    """The memory is taken by this test, so that a tiny job runs out of it."""
+    work_dir = make_job("lora")
+    free, _ = torch.cuda.mem_get_info()
+    taken = torch.empty(free - 64 * 1024**2, dtype=torch.uint8, device="cuda")
+
+    with pytest.raises(torch.OutOfMemoryError) as caught:
+        run(work_dir)
+
+    del taken
+    failed = failures.classify(caught.value)
+    assert (failed.code, failed.retryable) == ("out_of_memory", False)
+    assert "qlora" in failed.message
+
+
+def test_flash_attention_is_used_where_it_can_be() -> None:
+    pytest.importorskip("flash_attn")
+    able = torch.cuda.get_device_capability() >= (8, 0)
+
+    assert device.find().attention == ("flash_attention_2" if able else "sdpa")
+
+
+def test_the_memory_of_a_slot_is_that_of_its_gpu() -> None:
+    slot = device_of(0)
+    assert slot.uuid is not None
+    assert slot.memory_bytes == pytest.approx(torch.cuda.get_device_properties(0).total_memory, rel=0.05)

@@ -37,6 +37,14 @@ JOIN work tw ON tw.subject = j.id AND tw.kind = 'train' JOIN attempts t ON t.wor
 WHERE j.id = %s
 """
 
+AS_IN_PRODUCTION = {
+    "FINETUNED_HEARTBEAT_INTERVAL": "10",
+    "FINETUNED_LEASE_TIMEOUT": "60",
+    "FINETUNED_SWEEP_INTERVAL": "15",
+    "FINETUNED_TORCH_THREADS": str(len(os.sched_getaffinity(0))),
+}
+"""Where the tests have it otherwise."""
+
 console = Console(width=120)
 
 
@@ -67,7 +75,8 @@ def main() -> None:
             {"prompt": row["messages"][:-1], "completion": row["messages"][-1:]}
             for row in tiny.chat_rows(arguments.rows)
         ]
-        with running.up(homes[0]) as ready, running.up(homes[1], FINETUNED_STANDBY="0") as unready:
+        slow = {**AS_IN_PRODUCTION, "FINETUNED_STANDBY": "0"}
+        with running.up(homes[0], **AS_IN_PRODUCTION) as ready, running.up(homes[1], **slow) as unready:
             for number in range(arguments.rounds):
                 folder = Path(scratch, f"round-{number}")
                 folder.mkdir()

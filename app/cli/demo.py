@@ -23,7 +23,7 @@ from rich.table import Table
 from app.cli import support_messages
 
 MODEL = "smollm2-135m-instruct"
-TRAINING_ROWS, HELD_OUT_ROWS = 400, 40
+TRAINING_ROWS, HELD_OUT_ROWS = 320, 40
 SEED = 7
 # One pass and small steps: enough for a format, and minutes on two CPU cores. The rows are of one length, more or less,
 # so that eight fit side by side without much padding, and a 4-bit weight is unpacked once a step. The rate is the
@@ -100,6 +100,9 @@ def _service(home: Path) -> Iterator[httpx.Client]:
 
 
 def _train(client: httpx.Client, tuning: str) -> dict[str, Any]:
+    for left in _answered(client.get("/v1/fine_tuning/jobs"))["data"]:  # of a demo that was broken off
+        if left["finished_at"] is None:
+            _answered(client.post(f"/v1/fine_tuning/jobs/{left['id']}/cancel"))
     console.print(f"[bold]3.[/] a {tuning} job: {TRAINING_ROWS} rows uploaded, a spec posted")
     rows = support_messages.rows(TRAINING_ROWS, SEED)
     content = "".join(json.dumps(row) + "\n" for row in rows).encode()

@@ -4,7 +4,7 @@ import json
 import random
 from typing import Any
 
-SYSTEM = "File the message as JSON with the keys category, product, order and urgent."
+SYSTEM = "File as JSON: category, product, order, urgent."
 
 PRODUCTS = [
     *("kettle", "toaster", "desk lamp", "headphones", "keyboard", "backpack", "office chair", "blender", "monitor"),

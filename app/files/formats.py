@@ -50,6 +50,13 @@ class ChatMessage(msgspec.Struct, frozen=True, omit_defaults=True):
         """Whether the model shall learn to say this."""
         return self.role == "assistant" and self.weight != 0
 
+    @property
+    def called(self) -> list[str]:
+        """The names of the functions that it calls."""
+        functions = [call.get("function") for call in self.tool_calls or []]
+        names = [function.get("name") for function in functions if isinstance(function, dict)]
+        return [name for name in names if isinstance(name, str)]
+
     def for_template(self) -> dict[str, Any]:
         """As a chat template expects it."""
         message: dict[str, Any] = {"role": self.role, "content": self.text}
@@ -134,6 +141,9 @@ class Problem:
         return f"line {self.line}: {self.message}"
 
 
+NO_ROWS = Problem(1, "the file has no rows. Write one JSON object a line.")
+
+
 @dataclass(slots=True)
 class FileReport:
     """What a file is, judged by its rows."""
@@ -160,7 +170,7 @@ def check(file: BinaryIO) -> FileReport:
         else:
             report.add(Problem(line, problem))
     if not report.rows and not report.problems:
-        report.add(Problem(1, "the file has no rows. Write one JSON object a line."))
+        report.add(NO_ROWS)
     return report
 
 
@@ -170,7 +180,10 @@ def read_rows(file: BinaryIO) -> Iterator[tuple[int, Row]]:
     for line, row in _rows(file, report):
         if report.problems or (problem := row.problem()):
             raise UnusableFile(str(report.problems[0] if report.problems else Problem(line, problem or "")))
+        report.rows += 1
         yield line, row
+    if not report.rows and not report.problems:
+        report.add(NO_ROWS)
     if report.problems:
         raise UnusableFile(str(report.problems[0]))
 

@@ -50,6 +50,11 @@ def require_safe(folder: Path, *, links_may_leave: bool = False) -> None:
             "its config.json asks for code of its own (auto_map), which is never run here. Use a model whose"
             " architecture transformers has built in."
         )
+    if (folder / "adapter_config.json").exists():
+        raise UnusableBase(
+            "there is an adapter in its folder (adapter_config.json), which would be loaded with it. Merge it into the"
+            " model, or move the adapter's files out."
+        )
     _require_whole(folder)
     if not list(folder.glob("*.safetensors")):
         if any(path for pattern in PICKLES for path in folder.glob(pattern)):
@@ -101,9 +106,10 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 def chat_template(folder: Path) -> str | None:
     """The template that transformers will use: `chat_template.jinja`, else the one in `tokenizer_config.json`."""
-    file = folder / "chat_template.jinja"
-    if file.exists():
-        return file.read_text(encoding="utf-8")
+    files = [folder / "chat_template.jinja", *sorted((folder / "additional_chat_templates").glob("*.jinja"))]
+    named = {file.stem: file.read_text(encoding="utf-8") for file in files if file.exists()}
+    if named:  # of several, what is hashed is all
+        return named["chat_template"] if named.keys() == {"chat_template"} else _canonical(named)
     inside = _tokenizer_config(folder).get("chat_template")
     # Older models name several, in a list: what is hashed is the list.
     return inside if inside is None or isinstance(inside, str) else _canonical(inside)

@@ -64,7 +64,7 @@ def download_registered_model(model: str, caller: CallerDep, session: SessionDep
     """Stream the whole folder of a result as a tar."""
     with session.begin():
         row = service.get(session, caller, model)
-    folder = row.id.replace(":", "-").strip("-")
+    folder = service.slug(row.id)  # a base's name may have letters that no header takes
     files = [PublishedFile.model_validate(file) for file in row.files]
     return StreamingResponse(
         tar.stream(get_storage(), folder, files, mtime=int(row.created_at.timestamp())),

@@ -13,6 +13,8 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from worker.training import device
+
 MAX_NEW_TOKENS = 96
 BATCH_ROWS = 20
 
@@ -22,7 +24,7 @@ def main() -> None:
     arguments = _arguments()
     rows = [json.loads(line)["messages"] for line in sys.stdin]
     tokenizer = AutoTokenizer.from_pretrained(arguments.model, padding_side="left")
-    model = AutoModelForCausalLM.from_pretrained(arguments.model, dtype=torch.bfloat16)
+    model = AutoModelForCausalLM.from_pretrained(arguments.model, dtype=device.find().compute_dtype)
     if arguments.adapter is not None:
         model = PeftModel.from_pretrained(model, arguments.adapter).merge_and_unload()
     model.eval()

@@ -140,12 +140,19 @@ def _for_template(messages: list[ChatMessage], tokenizer: PreTrainedTokenizerBas
 
 
 def _require_content(line: int, message: ChatMessage, turn: str) -> None:
-    """Templates for pictures read lists of parts, and pass over a content that is text without a word."""
+    """Templates for pictures read lists of parts, and pass over a content that is text without a word; templates that
+    know no tools pass over calls.
+    """
     words = message.text.split()
     if words and words[-1] not in turn:
         raise TemplateUnusable(
             f"line {line}: the base's chat template leaves the answer's text out, so nothing of it would be learnt."
             " Use a base for text."
+        )
+    if any(name not in turn for name in message.called):
+        raise TemplateUnusable(
+            f"line {line}: the base's chat template leaves the answer's tool calls out, so none would be learnt."
+            " Use a base that can call tools."
         )
 
 
@@ -172,6 +179,8 @@ def _turn(
                 " Begin with a user's message, or give the answer weight 0."
             )
         fits = True
+    if not whole.startswith(through) and isinstance(tokenizer.eos_token, str):
+        through = through.removesuffix(tokenizer.eos_token)  # Phi-3's closes a conversation, not its turns
     if not fits or not whole.startswith(through):
         raise RowUnusable(
             f"line {line}: the base's chat template changes messages[{index}] once others follow it, so what the model"

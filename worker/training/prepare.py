@@ -61,7 +61,7 @@ def prepare(work_dir: Path, report: Report) -> Prepared:
     spec = JobSpec.model_validate_json((work_dir / "job.json").read_text())
     base = locate(spec.model)
     config = _text_config(base)
-    tokenizer = AutoTokenizer.from_pretrained(base.path, trust_remote_code=False)
+    tokenizer = _tokenizer(base)
     limit = _limit(spec, config)
     train_on: TrainOn = "all" if spec.hyperparameters.train_on == "all" else "completion"
     files = {
@@ -162,6 +162,18 @@ def _groups(rows: Iterator[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
             group, tokens = [], 0
     if group:
         yield group
+
+
+def _tokenizer(base: BaseFolder) -> PreTrainedTokenizerBase:
+    try:
+        return AutoTokenizer.from_pretrained(base.path, trust_remote_code=False)
+    except MemoryError:
+        raise
+    except Exception as error:  # of a damaged tokenizer.json the library raises nothing narrower
+        raise identity.UnusableBase(
+            "its tokenizer cannot be loaded. Copy tokenizer.json and tokenizer_config.json whole."
+            f" {' '.join(str(error).split())[:300]}"
+        ) from error
 
 
 def _text_config(base: BaseFolder) -> dict[str, Any]:

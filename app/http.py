@@ -10,10 +10,10 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from pydantic import BaseModel
-from sqlalchemy.exc import InterfaceError, OperationalError
+from sqlalchemy.exc import DataError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -25,6 +25,9 @@ from app.pages import Page
 from app.settings import get_settings
 
 log = logging.getLogger(__name__)
+
+UPLOADS = "/v1/files"
+"""Where bodies may be as long as a file; uploads bound themselves."""
 
 T = TypeVar("T")
 
@@ -90,6 +93,7 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(ServiceError, _refused)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _routing)
+    app.add_exception_handler(DataError, _no_text)
     for away in (OperationalError, InterfaceError, PoolTimeout):
         app.add_exception_handler(away, _database_away)
     app.add_middleware(RequestMiddleware, max_body_bytes=get_settings().max_body_bytes)
@@ -126,6 +130,12 @@ def _routing(request: Request, error: Exception) -> JSONResponse:
     response = envelope(refusal)
     response.headers.update(error.headers or {})
     return response
+
+
+def _no_text(_: Request, error: Exception) -> JSONResponse:
+    """What PostgreSQL refuses as a value, such as half a surrogate pair, and no field's own rule has caught."""
+    log.warning("a value was refused by the database: %s", error)
+    return envelope(InvalidRequest("The request has characters or numbers that cannot be stored."))
 
 
 def _database_away(_: Request, error: Exception) -> JSONResponse:
@@ -203,8 +213,12 @@ class RequestMiddleware:
                 MutableHeaders(scope=message)["x-request-id"] = request_id
             await send(message)
 
+        if "\0" in scope["path"] or b"%00" in scope["query_string"]:  # which no database takes
+            await envelope(InvalidRequest("NUL characters are not allowed in an address."))(scope, receive, send_named)
+            return
         try:
-            await self.app(scope, self._bounded(Headers(scope=scope), receive), send_named)
+            bounded = receive if self._bounds_itself(scope) else self._bounded(receive)
+            await self.app(scope, bounded, send_named)
         except Exception:
             log.exception("request %s failed: %s %s", request_id, scope["method"], scope["path"])
             if started:
@@ -213,10 +227,12 @@ class RequestMiddleware:
                 scope, receive, send_named
             )
 
-    def _bounded(self, headers: Headers, receive: Receive) -> Receive:
-        """Count what arrives of a body; uploads bound themselves as they stream."""
-        if headers.get("content-type", "").startswith("multipart/form-data"):
-            return receive
+    def _bounds_itself(self, scope: Scope) -> bool:
+        """An upload, which asks for a key first, and counts as it streams."""
+        return (scope["method"], scope["path"]) == ("POST", UPLOADS)
+
+    def _bounded(self, receive: Receive) -> Receive:
+        """Count what arrives of a body."""
         arrived = 0
 
         async def receive_bounded() -> Message:

@@ -1,4 +1,8 @@
-"""Every environment variable, named once: `FINETUNED_` and the field's name. Durations are in seconds."""
+"""Every environment variable, named once: `FINETUNED_` and the field's name. Durations are in seconds.
+
+A trainer reads no settings; it has two variables of its own, `FINETUNED_PRECISION` and `FINETUNED_TORCH_THREADS`, in
+`worker/training/device.py`.
+"""
 
 from datetime import timedelta
 from functools import lru_cache
@@ -40,8 +44,8 @@ class Settings(BaseSettings):
     max_body_bytes: int = 256 * 1024
     """Of a JSON body; a job spec has some 2 kB."""
 
-    worker_class: str | None = None
-    """`cpu`, `gpu-24`, `gpu-80x4`, …; None: what the worker's device is."""
+    worker_class: Annotated[str, Field(pattern=r"^(cpu|gpu-[1-9][0-9]*)$")] | None = None
+    """`cpu` or `gpu-<GB>`; None: what the worker's device is."""
     heartbeat_interval: Duration = timedelta(seconds=10)
     lease_timeout: Duration = timedelta(seconds=60)  # six missed heartbeats
     sweep_interval: Duration = timedelta(seconds=15)

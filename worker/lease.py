@@ -7,9 +7,10 @@ from enum import StrEnum
 from typing import Self
 
 import psycopg
+from psycopg.conninfo import make_conninfo
 from sqlalchemy.exc import SQLAlchemyError
 
-from app.db import get_engine, new_session
+from app.db import connection_options, get_engine, new_session
 from app.errors import IllegalMove
 from app.settings import get_settings
 from app.work import lifecycle
@@ -101,4 +102,4 @@ class Lease:
 
     def _dsn(self) -> str:
         url = get_engine().url.set(drivername="postgresql")
-        return url.render_as_string(hide_password=False)
+        return make_conninfo(url.render_as_string(hide_password=False), **connection_options())

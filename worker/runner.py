@@ -147,6 +147,12 @@ def settle(claim: Claim, outcome: Outcome) -> None:
             log.warning("attempt %d at %s: the database is away; settling again", claim.attempt, claim.subject)
             time.sleep(1)  # the database says nothing when it comes back
             continue
+        except Exception as error:
+            if isinstance(outcome, Failed):
+                raise
+            log.exception("attempt %d at %s: its outcome cannot be settled", claim.attempt, claim.subject)
+            outcome = Failed("internal_error", f"{type(error).__name__}: {error}"[:2000], retryable=True)
+            continue
         if ring is not None:
             queue.ring(ring)
         return
@@ -178,7 +184,7 @@ def _settle(claim: Claim, outcome: Outcome) -> str | None:
     return None
 
 
-def _queue_training(session: Session, claim: Claim, prepared: Prepared) -> str:
+def _queue_training(session: Session, claim: Claim, prepared: Prepared) -> str | None:
     job = session.get_one(Job, claim.subject)
     spec = job.current_spec
     facts = recipes.facts_of(prepared, device="cpu" if job.queue == CPU else "cuda")

@@ -4,6 +4,7 @@ import fcntl
 import logging
 import os
 import threading
+import time
 from dataclasses import dataclass
 
 from sqlalchemy.exc import SQLAlchemyError
@@ -20,6 +21,9 @@ from worker.runner import Slot
 from worker.standby import Trainers
 
 log = logging.getLogger(__name__)
+
+PRUNE_INTERVAL = 600.0
+"""Seconds between two looks at old scratch folders."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +73,12 @@ class Occupied:
 
     def _be_heard(self) -> None:
         interval = get_settings().heartbeat_interval.total_seconds()
+        prune_at = 0.0
         while not self._over.is_set():
             self._hear()
+            if time.monotonic() >= prune_at:
+                self._prune()
+                prune_at = time.monotonic() + PRUNE_INTERVAL
             self._over.wait(interval)
         try:
             with new_session() as session, session.begin():
@@ -82,9 +90,14 @@ class Occupied:
         try:
             with new_session() as session, session.begin():
                 service.hear(session, self._place.who, queue=self._place.queue, pid=os.getpid())
+        except SQLAlchemyError as error:
+            log.warning("not heard: %s", error)
+
+    def _prune(self) -> None:
+        try:
             workspace.prune(get_settings().scratch_retention)
         except (SQLAlchemyError, OSError) as error:
-            log.warning("not heard: %s", error)
+            log.warning("scratch folders not pruned: %s", error)
 
 
 def _open_lock(name: str) -> int:

@@ -23,6 +23,7 @@ from app.work.lifecycle import Claim
 log = logging.getLogger(__name__)
 
 SWEEPER_LOCK = 0x73776565
+WORKERS_KEPT = timedelta(days=7)
 FILES_KEPT = timedelta(minutes=10)
 """How long the bytes of a deleted file stay: a download that has begun may end."""
 
@@ -37,6 +38,7 @@ def sweep(session: Session, *, take_back: bool) -> list[str]:
     if take_back and _database_up_for(session) > get_settings().lease_timeout:
         for claim, where in service.silent(session):
             _take_back(session, claim, host=str(where["host"]))
+    service.forget_silent(session, WORKERS_KEPT)
     return service.unheard(session)
 
 

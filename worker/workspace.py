@@ -5,6 +5,7 @@ whose worker lost its claim, and does not know it yet, comes to write beside wha
 """
 
 import shutil
+import time
 from datetime import timedelta
 from pathlib import Path
 
@@ -71,11 +72,27 @@ def tidy(job_id: str, kind: WorkKind) -> None:
 
 
 def prune(age: timedelta) -> None:
-    """Remove what is left of jobs that ended so long ago."""
+    """Remove what is left of jobs that ended so long ago, of folders that have not been touched for as long.
+
+    So another database's jobs, which this one does not know, are safe while somebody works on them.
+    """
     root = get_settings().home.absolute() / "work"
-    for folder in root.iterdir() if root.is_dir() else ():
-        job_id = folder.name.rsplit("-", 1)[0]
-        with new_session() as session, session.begin():
-            gone = jobs.ended_before(session, job_id, age)
-        if gone:
+    now = time.time()
+    old = [folder for folder in root.iterdir() if now - _touched(folder) > age.total_seconds()] if root.is_dir() else []
+    if not old:
+        return
+    with new_session() as session, session.begin():
+        unfinished = jobs.unfinished(session, [_job_of(folder) for folder in old])
+    for folder in old:
+        if _job_of(folder) not in unfinished:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _job_of(folder: Path) -> str:
+    return folder.name.rsplit("-", 1)[0]
+
+
+def _touched(folder: Path) -> float:
+    """When something was last written into it: two levels down are an attempt's log and its checkpoints."""
+    entries = (folder, *folder.glob("*"), *folder.glob("*/*"), *folder.glob("*/checkpoints/*"))
+    return max((entry.stat().st_mtime for entry in entries if entry.exists()), default=time.time())

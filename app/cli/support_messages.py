@@ -24,7 +24,7 @@ COMPLAINTS = {
     "defect": [
         "The {product} from order {order} stopped working after two days.",
         "My new {product} is broken. It was order {order}.",
-        "Order {order}: the {product} arrived with a crack in it.",
+        "Order {order}: the {product} is damaged, it has a crack.",
     ],
     "invoice": [
         "I need an invoice for order {order}, one {product}.",
@@ -33,7 +33,7 @@ COMPLAINTS = {
     ],
 }
 OPENINGS = ["", "Hello, ", "Hi there! ", "Good morning. ", "Dear team, "]
-URGENT = [" This is urgent.", " Please answer today.", " I need this solved immediately."]
+URGENT = [" This is urgent.", " It is urgent, please answer today.", " Urgent! I need this solved."]
 CALM = ["", " Thank you.", " No hurry.", " Kind regards."]
 
 

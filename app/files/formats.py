@@ -97,6 +97,7 @@ class PromptRow(msgspec.Struct, frozen=True):
 
     prompt: str | list[ChatMessage]
     completion: str | list[ChatMessage]
+    tools: list[dict[str, Any]] | None = None
 
     @property
     def characters(self) -> int:
@@ -110,7 +111,11 @@ class PromptRow(msgspec.Struct, frozen=True):
             return "'prompt' and 'completion' are of two kinds. Write both as text, or both as lists of messages."
         if not self.completion:
             return "'completion' is empty. Write what the model shall learn."
+        if self.tools:
+            return "'tools' belong to rows of 'messages'. Write the conversation as 'messages', or leave 'tools' out."
         if isinstance(self.completion, list):
+            if any(message.weight == 0 for message in self.completion):
+                return "a completion is trained whole, but has a message with weight 0. Write the row as 'messages'."
             last = self.completion[-1]
             if last.role != "assistant" or not (last.text or last.tool_calls):
                 return "'completion' does not end with an assistant message. Add the answer that the model shall learn."

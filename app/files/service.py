@@ -33,6 +33,8 @@ def receive(
         raise InvalidRequest("The file is empty.", param="file")
     incoming.sync()
     rows, problem = _judge(incoming) if purpose == FINE_TUNE else (None, None)
+    # Storing the bytes is a copy over the network where storage is a bucket, with this transaction open.
+    session.execute(text("SET LOCAL idle_in_transaction_session_timeout = 0"))
     session.execute(text("SELECT pg_advisory_xact_lock_shared(:lock)"), {"lock": BLOBS_LOCK})
     blob = storage.commit(incoming)
     file = File(

@@ -47,8 +47,11 @@ def claim(session: Session, queue: str, *, who: Who, lease: timedelta) -> Claim 
 
 def queue_training(
     session: Session, holder: Claim, *, prepared: Prepared, resolved: JobSpec, warnings: list[Guardrail]
-) -> str:
-    """The files are prepared: queue the training. Returns its queue."""
+) -> str | None:
+    """The files are prepared: queue the training. Returns its queue; None for a job that was cancelled meanwhile."""
+    if _cancel_is_wished(session, holder):
+        stop(session, holder)
+        return None
     work.succeed(session, holder)
     said = [
         {"code": found.code, "message": found.message, "param": found.param, "suggestion": found.suggestion}
@@ -61,6 +64,7 @@ def queue_training(
         prepared=prepared.model_dump(mode="json"),
         resolved=resolved.model_dump(mode="json"),
         warnings=said,
+        progress=None,  # the training's begins anew
     )
     work_service.enqueue(session, WorkKind.TRAIN, subject=job.id, queue=job.queue, priority=resolved.resources.priority)
     for found in warnings:

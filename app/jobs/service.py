@@ -2,7 +2,7 @@
 
 import secrets
 from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 from sqlalchemy import func, select, update
@@ -80,10 +80,9 @@ def report(
         events.tell(session, holder.subject, message, level=level)
 
 
-def ended_before(session: Session, job_id: str, age: timedelta) -> bool:
-    """Whether a job ended so long ago, or is not known at all."""
-    job = session.get(Job, job_id)
-    return job is None or (job.finished_at is not None and job.finished_at < datetime.now(UTC) - age)
+def unfinished(session: Session, job_ids: list[str]) -> set[str]:
+    """Those of some jobs that have not ended."""
+    return set(session.scalars(select(Job.id).where(Job.id.in_(job_ids), Job.finished_at.is_(None))))
 
 
 def _dated(session: Session, progress: dict[str, Any]) -> dict[str, Any]:

@@ -12,6 +12,14 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from pydantic_core import PydanticCustomError
 
 Auto = Literal["auto"]
+LARGEST_BATCH = 4096
+LARGEST_MICRO_BATCH = 1024
+SHORTEST_MAX_LENGTH = 8
+HIGHEST_LEARNING_RATE = 1.0
+"""Beyond these no training makes sense; a recipe stays within them too."""
+
+
+Text = Annotated[str, Field(min_length=1, max_length=256, pattern=r"^[^\x00-\x1f\x7f]*$")]
 
 
 class SpecPart(BaseModel):
@@ -32,6 +40,7 @@ class SpecPart(BaseModel):
 
 def unknown_field(part: type[BaseModel], name: str) -> dict[str, Any]:
     """The context of an `unknown_field` error: which field, and what to write instead."""
+    name = name[:100].encode(errors="replace").decode()  # half a surrogate pair is JSON, but no text
     near = get_close_matches(name, part.model_fields, n=1, cutoff=0.6)
     known = f"Did you mean '{near[0]}'?" if near else f"Known here: {', '.join(part.model_fields)}."
     return {"field": name, "message": f"Unknown field '{name}'. {known}"}
@@ -69,14 +78,14 @@ class SupervisedHyperparameters(SpecPart):
     """How to train on given answers. A value that passes through to TRL or transformers has its name there."""
 
     n_epochs: Auto | Annotated[int, Field(ge=1, le=50)] = Field("auto", description="Passes over the training file.")
-    batch_size: Auto | Annotated[int, Field(ge=1, le=4096)] = Field(
+    batch_size: Auto | Annotated[int, Field(ge=1, le=LARGEST_BATCH)] = Field(
         "auto", description="Rows a step: per device × accumulation × gpus."
     )
     learning_rate_multiplier: Auto | Annotated[float, Field(gt=0, le=1000)] = Field(
         "auto", description="Scales the recipe's rate; a `learning_rate` given as a number is taken as it is."
     )
-    learning_rate: Auto | Annotated[float, Field(gt=0, le=1)] = "auto"
-    max_length: Auto | Annotated[int, Field(ge=8, le=1_048_576)] = Field(
+    learning_rate: Auto | Annotated[float, Field(gt=0, le=HIGHEST_LEARNING_RATE)] = "auto"
+    max_length: Auto | Annotated[int, Field(ge=SHORTEST_MAX_LENGTH, le=1_048_576)] = Field(
         "auto", description="Tokens a row may have; auto: the longest row, at most the model's context."
     )
     truncate: bool = Field(False, description="Cut rows longer than `max_length` instead of refusing them.")
@@ -98,8 +107,8 @@ class SupervisedHyperparameters(SpecPart):
     ) = "auto"
     max_grad_norm: Auto | Annotated[float, Field(ge=0, le=1000)] = "auto"
     gradient_checkpointing: Auto | bool = "auto"
-    per_device_train_batch_size: Auto | Annotated[int, Field(ge=1, le=1024)] = "auto"
-    gradient_accumulation_steps: Auto | Annotated[int, Field(ge=1, le=4096)] = "auto"
+    per_device_train_batch_size: Auto | Annotated[int, Field(ge=1, le=LARGEST_MICRO_BATCH)] = "auto"
+    gradient_accumulation_steps: Auto | Annotated[int, Field(ge=1, le=LARGEST_BATCH)] = "auto"
     max_steps: Annotated[int, Field(ge=1, le=10_000_000)] | None = Field(None, description="Stop after so many steps.")
     neftune_noise_alpha: Annotated[float | None, only(None)] = None
     early_stopping_patience: Annotated[int | None, only(None)] = None
@@ -138,7 +147,7 @@ class LoraTuning(SpecPart):
     r: Auto | Annotated[int, Field(ge=1, le=512)] = Field("auto", description="Rank of the update matrices.")
     lora_alpha: Auto | Annotated[int, Field(ge=1, le=4096)] = Field("auto", description="Scale: alpha / r.")
     lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    target_modules: Literal["all-linear"] | Annotated[list[str], Field(min_length=1, max_length=64)] = "all-linear"
+    target_modules: Literal["all-linear"] | Annotated[list[Text], Field(min_length=1, max_length=64)] = "all-linear"
     modules_to_save: Annotated[list[str], only([])] = []
     use_dora: Annotated[bool, only(False)] = False
     use_rslora: Annotated[bool, only(False)] = False
@@ -183,13 +192,12 @@ def _short_metadata(pairs: dict[str, str]) -> dict[str, str]:
                 "Keys have at most 64 characters and values 512; '{key}' does not fit.",
                 {"key": key[:64]},
             )
-        if "\0" in key or "\0" in value:
-            raise PydanticCustomError("nul", "NUL characters are not allowed.", {})
+        if any(char == "\0" or "\ud800" <= char <= "\udfff" for char in key + value):
+            raise PydanticCustomError("not_text", "NUL characters and lone surrogates are not allowed.", {})
     return pairs
 
 
 Metadata = Annotated[dict[str, str], Field(max_length=16), AfterValidator(_short_metadata)]
-Text = Annotated[str, Field(min_length=1, max_length=256, pattern=r"^[^\x00-\x1f\x7f]*$")]
 
 
 class JobSpec(SpecPart):
@@ -235,6 +243,13 @@ class JobSpec(SpecPart):
         batch_size, per_device, accumulation = (None if part == "auto" else part for part in parts)
         gpus = self.resources.gpus
         field = "method.supervised.hyperparameters.batch_size"
+        rows = batch_size or (per_device or 1) * (accumulation or 1) * gpus
+        if rows > LARGEST_BATCH or (accumulation and rows > accumulation * gpus * LARGEST_MICRO_BATCH):
+            message = (
+                f"A step has at most {LARGEST_BATCH} rows, and at most {LARGEST_MICRO_BATCH} of them at a time:"
+                " batch_size = per_device_train_batch_size × gradient_accumulation_steps × gpus."
+            )
+            raise PydanticCustomError("batch_too_large", "{message}", {"field": field, "message": message})
         if batch_size is None:
             return self
         if per_device is not None and accumulation is not None and batch_size != per_device * accumulation * gpus:

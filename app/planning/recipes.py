@@ -7,7 +7,14 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from app.jobs.prepared import Prepared
-from app.jobs.spec import FullTuning, JobSpec, LoraTuning
+from app.jobs.spec import (
+    HIGHEST_LEARNING_RATE,
+    LARGEST_BATCH,
+    SHORTEST_MAX_LENGTH,
+    FullTuning,
+    JobSpec,
+    LoraTuning,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,9 +104,9 @@ def resolve(spec: JobSpec, facts: Facts) -> JobSpec:
     multiplier = 1.0 if given.learning_rate_multiplier == "auto" else given.learning_rate_multiplier
     numbers: dict[str, Any] = {
         "n_epochs": recipe.n_epochs,
-        "learning_rate": recipe.learning_rate * width_factor(facts.model_type, facts.hidden_size) * multiplier,
+        "learning_rate": min(HIGHEST_LEARNING_RATE, _rate(spec, facts)),
         "learning_rate_multiplier": multiplier,
-        "max_length": min(facts.longest_row, facts.context_length),
+        "max_length": max(SHORTEST_MAX_LENGTH, min(facts.longest_row, facts.context_length)),
         "packing": False,
         "train_on": "completion",
         "warmup_ratio": recipe.warmup_ratio,
@@ -121,6 +128,13 @@ def resolve(spec: JobSpec, facts: Facts) -> JobSpec:
     return JobSpec.model_validate(body)
 
 
+def _rate(spec: JobSpec, facts: Facts) -> float:
+    """The recipe's, for this width, times what the user multiplies it with."""
+    multiplier = spec.hyperparameters.learning_rate_multiplier
+    factor = width_factor(facts.model_type, facts.hidden_size)
+    return RECIPES[spec.tuning.type].learning_rate * factor * (1.0 if multiplier == "auto" else multiplier)
+
+
 def warnings(spec: JobSpec, facts: Facts) -> list[Guardrail]:
     """What is worth saying about the numbers that a user chose."""
     found = []
@@ -136,6 +150,16 @@ def warnings(spec: JobSpec, facts: Facts) -> list[Guardrail]:
                     "Leave one of the two out.",
                 )
             )
+    elif _rate(spec, facts) > HIGHEST_LEARNING_RATE:
+        found.append(
+            Guardrail(
+                "rate_capped",
+                f"The recipe's rate times {given.learning_rate_multiplier} is {_rate(spec, facts):g}; it is capped at"
+                f" {HIGHEST_LEARNING_RATE:g}, where no training makes sense any more.",
+                "method.supervised.hyperparameters.learning_rate_multiplier",
+                "Use a multiplier between 0.1 and 10.",
+            )
+        )
     if facts.model_type not in WIDTH_EXPONENTS and given.learning_rate == "auto":
         found.append(
             Guardrail(
@@ -205,7 +229,7 @@ def _batch(spec: JobSpec, recipe: Recipe) -> dict[str, int]:
             per_device = rows // accumulation
         accumulation = rows // per_device
     elif per_device is None:
-        per_device = recipe.per_device_train_batch_size
+        per_device = min(recipe.per_device_train_batch_size, max(1, LARGEST_BATCH // ((accumulation or 1) * gpus)))
     if accumulation is None:
         whole = recipe.per_device_train_batch_size * recipe.gradient_accumulation_steps
         accumulation = max(1, whole // per_device)

@@ -69,7 +69,8 @@ def _require_hub_id(model: str) -> None:
     if not HUB_ID.fullmatch(model) or ".." in model:
         raise ModelNotFound(f"'{model}' is not a hub id. It has the form 'org/name' or 'org/name@revision'.")
     name = model.split("@", 1)[0]
-    if not any(fnmatch.fnmatchcase(name, pattern.split("@", 1)[0]) for pattern in _hub_patterns()):
+    # A pattern with a revision offers that one and no other.
+    if not any(fnmatch.fnmatchcase(model if "@" in pattern else name, pattern) for pattern in _hub_patterns()):
         raise ModelNotFound(
             f"This server does not offer the hub model '{name}'. Its operator lists them in FINETUNED_HUB_MODELS."
         )

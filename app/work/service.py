@@ -3,7 +3,7 @@
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import func, select
+from sqlalchemy import delete, func, select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
@@ -83,13 +83,20 @@ def forget(session: Session, worker_id: str) -> None:
         session.delete(worker)
 
 
+def forget_silent(session: Session, age: timedelta) -> None:
+    """Strike those off that ended without a word so long ago: a container is another host each time it starts."""
+    session.execute(delete(Worker).where(Worker.heard_at < func.now() - age))
+
+
 def workers(session: Session) -> list[tuple[Worker, Work | None, bool]]:
     """Every worker known, what it is busy with, and whether it was heard within three heartbeats' time (30 s)."""
     rows = session.execute(
         select(Worker, Work, Worker.heard_at > func.now() - timedelta(seconds=30))
         .outerjoin(Attempt, (Attempt.worker_id == Worker.id) & Attempt.ended_at.is_(None))
         .outerjoin(Work, (Work.id == Attempt.work_id) & (Work.status == WorkStatus.RUNNING))
-        .order_by(Worker.host, Worker.id)
+        # A slot whose child was killed has two open attempts until the first one's lease runs out.
+        .distinct(Worker.host, Worker.id)
+        .order_by(Worker.host, Worker.id, Attempt.started_at.desc().nulls_last())
     )
     return [(worker, work, alive) for worker, work, alive in rows]
 

@@ -15,8 +15,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from worker.training import device
 
-MAX_NEW_TOKENS = 96
-BATCH_ROWS = 20
+MAX_NEW_TOKENS = 64
+BATCH_ROWS = 40
 
 
 def main() -> None:

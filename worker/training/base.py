@@ -66,7 +66,7 @@ def _local(name: str) -> BaseFolder:
     home = Path(os.environ.get("FINETUNED_HOME", str(Path.home() / ".finetuned")))
     models = Path(os.environ.get("FINETUNED_MODELS_DIR", str(home / "models")))
     folder = models / name
-    if folder.name != name or not folder.is_dir():  # `..` is a folder too, and none of the models
+    if name in ("", ".", "..") or folder.name != name or not folder.is_dir():  # `..` is a folder, but no model
         raise BaseNotFound(f"The base model '{name}' is not in this worker's FINETUNED_MODELS_DIR.")
     identity.require_safe(folder)
     return BaseFolder(folder, name, None)

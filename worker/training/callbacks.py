@@ -57,13 +57,16 @@ class Progress(TrainerCallback):  # type: ignore[misc]  # transformers publishes
         if "loss" in logs:
             self._step(state, logs)
         elif "eval_loss" in logs:
-            accuracy = logs.get("eval_mean_token_accuracy")
-            self._report(messages.Eval(state.global_step, float(logs["eval_loss"]), accuracy))
+            loss, accuracy = float(logs["eval_loss"]), logs.get("eval_mean_token_accuracy")
+            _require_finite(f"validation loss at step {state.global_step}", loss)
+            self._report(messages.Eval(state.global_step, loss, accuracy))
 
     def _step(self, state: TrainerState, logs: dict[str, Any]) -> None:
         loss = float(logs["loss"])  # transformers rounds what it prints, not what it logs
         grad_norm = float(logs["grad_norm"]) if "grad_norm" in logs else None
-        _require_finite(state.global_step, loss, grad_norm)
+        _require_finite(f"loss of step {state.global_step}", loss)
+        if grad_norm is not None:  # one that is not has spoilt every weight
+            _require_finite(f"gradient's norm at step {state.global_step}", grad_norm)
         tokens = self._tokens_before + int(logs["num_tokens"])
         rate = (tokens - self.tokens) / max(time.monotonic() - self._step_began_at, 1e-9)
         self.tokens = tokens
@@ -115,7 +118,7 @@ class Pace(TrainerCallback):  # type: ignore[misc]  # transformers publishes no 
         if self._save_steps == "auto":
             control.should_save |= time.monotonic() - self._saved_at > SAVE_INTERVAL
         else:
-            control.should_save |= state.global_step % self._save_steps == 0
+            control.should_save |= last or state.global_step % self._save_steps == 0
         if self._evaluate and self._eval_steps != "auto":
             control.should_evaluate |= last or state.global_step % self._eval_steps == 0
         self._follow_wish(state, control)
@@ -157,11 +160,6 @@ class Pace(TrainerCallback):  # type: ignore[misc]  # transformers publishes no 
             control.should_evaluate = False
 
 
-def _require_finite(step: int, loss: float, grad_norm: float | None) -> None:
-    if not math.isfinite(loss):
-        what = f"loss of step {step} is {loss}"
-    elif grad_norm is not None and not math.isfinite(grad_norm):
-        what = f"gradient's norm at step {step} is {grad_norm}, which has spoilt every weight"
-    else:
-        return
-    raise LossNotFinite(f"The {what}. Lower the learning rate, or look for broken rows.")
+def _require_finite(what: str, value: float) -> None:
+    if not math.isfinite(value):
+        raise LossNotFinite(f"The {what} is {value}. Lower the learning rate, or look for broken rows.")

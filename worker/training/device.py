@@ -1,5 +1,6 @@
 """What this machine trains on: the device, and the precision that is fast there, found by trying."""
 
+import ctypes
 import importlib.util
 import os
 import time
@@ -11,6 +12,8 @@ from typing import Literal
 import torch
 
 Precision = Literal["bf16", "fp32"]
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of <malloc.h>
 
 PROBE_SIZE = 384
 """Rows and columns of the probe's matrices: a few milliseconds even where bf16 is emulated."""
@@ -37,6 +40,7 @@ def find() -> Device:
         precision = _precision(_gpu_precision)
         return Device("cuda", torch.cuda.get_device_name(), precision, _attention(precision))
     torch.set_num_threads(int(os.environ.get("FINETUNED_TORCH_THREADS", _cores())))
+    _keep_freed_memory()
     return Device("cpu", "cpu", _precision(_cpu_precision), "sdpa")
 
 
@@ -47,6 +51,18 @@ def peak_memory_bytes(device: Device) -> int:
     # Not getrusage's maximum: across an exec, that one remembers what the parent had.
     status = Path("/proc/self/status").read_text()
     return int(status.split("VmHWM:", 1)[1].split(maxsplit=1)[0]) * 1024
+
+
+def _keep_freed_memory() -> None:
+    """Have glibc keep what a step frees for the next step, instead of handing it back to the kernel, page by page.
+
+    Tensors of many megabytes come and go at each step; the page faults cost a quarter of the speed (135 against 104
+    tokens/s: QLoRA on SmolLM2-135M, two cores). The peak is the same.
+    """
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):  # glibc's own
+        libc.mallopt(M_MMAP_THRESHOLD, 2**31 - 1)
+        libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def _cores() -> int:

@@ -70,6 +70,10 @@ def classify(error: BaseException) -> Failed:
                 message="The worker's disk is full. Free some room, or save fewer checkpoints (save_steps).",
                 retryable=True,
             )
+        case OSError(errno=int()):
+            return Failed(
+                code="storage_unavailable", message=f"The worker cannot read or write: {error}.", retryable=True
+            )
         case _:
             return _of_torch(error)
 
@@ -87,6 +91,8 @@ def _of_torch(error: BaseException) -> Failed:
         )
     if isinstance(error, RuntimeError) and ("can't allocate memory" in text or "not enough memory" in text):
         return _out_of_host_memory()
+    if type(error).__name__ == "AcceleratorError" or "CUDA error" in text:
+        return Failed(code="device_failed", message=f"The worker's GPU failed: {text}"[:2000], retryable=True)
     traceback.print_exception(error)
     return Failed(code="internal_error", message=f"{type(error).__name__}: {text}"[:2000])
 

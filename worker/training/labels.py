@@ -1,8 +1,9 @@
 """From rows to token ids and labels: which tokens the model shall learn to say, and which it only reads.
 
-Trained are the assistant's turns and the token that ends each of them, and nothing else; `train_on: all` trains every
-token. Where a turn begins and ends is read off the template itself: the text of the conversation up to a turn is a
-prefix of the text with it, and the difference is the turn.
+Of a conversation the assistant's turns and the token that ends each of them are trained, and nothing else; of a prompt
+with its completion all of the completion, as TRL does; with `train_on: all` every token. Where a turn begins and ends
+is read off the template itself: the text of the conversation up to a turn is a prefix of the text with it, and the
+difference is the turn.
 """
 
 from collections.abc import Iterable, Iterator, Sequence

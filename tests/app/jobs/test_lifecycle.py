@@ -173,7 +173,7 @@ def test_cancel_is_idempotent_and_too_late_for_a_success(session: Session, proje
         lifecycle.cancel(session, other)
 
 
-ENDS: dict[str, Callable[[Session, Claim], None]] = {
+ENDS: dict[str, Callable[[Session, Claim], object]] = {
     "handed back": lifecycle.requeue,
     "to be tried again": lambda session, claim: lifecycle.retry(session, claim, ERROR, delay=LEASE),
     "given up": lambda session, claim: lifecycle.fail(session, claim, ERROR),

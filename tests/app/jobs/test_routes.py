@@ -209,6 +209,18 @@ def test_unknown_urls_answer_in_the_envelope(client: TestClient, method: str, pa
     error_of(client.request(method, path), status)
 
 
+@pytest.mark.parametrize(
+    "path",
+    ["/v1/models/%00", "/v1/files/file-%00", "/v1/fine_tuning/jobs/%00/events", "/v1/fine_tuning/jobs?after=%00"],
+)
+def test_a_nul_character_in_an_address_is_refused(client: TestClient, path: str) -> None:
+    response = client.get(path)
+
+    assert response.status_code == 400
+    assert "NUL" in response.json()["error"]["message"]
+    assert response.headers["x-request-id"]
+
+
 def test_it_says_alive_and_ready(client: TestClient) -> None:
     assert client.get("/healthz", headers={"Authorization": ""}).json() == {"status": "ok"}
     ready = client.get("/readyz").json()

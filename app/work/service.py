@@ -4,7 +4,7 @@ from datetime import timedelta
 from typing import Any
 
 from sqlalchemy import delete, func, select
-from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.dialects.postgresql import distinct_on, insert
 from sqlalchemy.orm import Session
 
 from app.queue import PREPARE
@@ -95,7 +95,7 @@ def workers(session: Session) -> list[tuple[Worker, Work | None, bool]]:
         .outerjoin(Attempt, (Attempt.worker_id == Worker.id) & Attempt.ended_at.is_(None))
         .outerjoin(Work, (Work.id == Attempt.work_id) & (Work.status == WorkStatus.RUNNING))
         # A slot whose child was killed has two open attempts until the first one's lease runs out.
-        .distinct(Worker.host, Worker.id)
+        .ext(distinct_on(Worker.host, Worker.id))
         .order_by(Worker.host, Worker.id, Attempt.started_at.desc().nulls_last())
     )
     return [(worker, work, alive) for worker, work, alive in rows]

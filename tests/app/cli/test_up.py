@@ -63,9 +63,9 @@ class Lines:
 
 
 @contextmanager
-def up_to_its_end(home: Path, *options: str) -> Iterator[Service]:
-    """An `up` that the test itself ends; whatever is left is killed."""
-    with running.up(home, *options) as service:
+def up_to_its_end(home: Path, *options: str, standby: bool = False) -> Iterator[Service]:
+    """An `up` that the test itself ends; whatever is left is killed. Standing trainers cost some 10 s of imports."""
+    with running.up(home, *options, FINETUNED_STANDBY=str(int(standby))) as service:
         family = descendants(service)
         try:
             yield service
@@ -172,7 +172,10 @@ def test_a_request_made_while_the_api_is_down_waits_for_it(own_home: Path) -> No
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_ends_all_of_it_in_order_and_leaves_nothing(own_home: Path, number: signal.Signals) -> None:
-    with up_to_its_end(own_home) as service, httpx.Client(base_url=service.url, trust_env=False) as open_connection:
+    with (
+        up_to_its_end(own_home, standby=True) as service,
+        httpx.Client(base_url=service.url, trust_env=False) as open_connection,
+    ):
         open_connection.get("/healthz")
         family = descendants(service)
         file_id = service.upload(tiny.chat_rows(40))

@@ -193,6 +193,17 @@ def test_a_job_whose_cancel_is_wished_ends_cancelled_however_its_attempt_ends(
         assert job.status == JobStatus.CANCELLED
 
 
+def test_a_cancel_at_the_end_of_preparing_is_heard(session: Session, project: Project) -> None:
+    with session.begin():
+        job = make_job(session, project)
+        claim = take(session, "prepare")
+        assert lifecycle.cancel(session, job).desired == Desired.CANCEL
+        prepare(session, claim)
+        session.refresh(job)
+        assert job.status == JobStatus.CANCELLED
+        assert session.scalars(select(Work.kind)).all() == ["prepare"]
+
+
 def test_a_silent_worker_loses_its_job_and_a_job_that_loses_workers_fails(session: Session, project: Project) -> None:
     with session.begin():
         job = make_queued_job(session, project)

@@ -154,6 +154,28 @@ def test_a_body_beyond_the_limit_is_refused_unread(client: TestClient) -> None:
     error_of(response, 413)
 
 
+def test_no_content_type_opens_a_way_around_the_limit(client: TestClient) -> None:
+    body = b"x" * (get_settings().max_body_bytes + 1)
+    kind = {"content-type": "multipart/form-data; boundary=x"}
+    error_of(client.post("/v1/fine_tuning/jobs", content=body, headers=kind), 413)
+    error_of(client.post("/v1/files", content=body, headers={**kind, "Authorization": "Bearer ft-wrong"}), 401)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        r'{"model": "tiny", "training_file": "f", "metadata": {"\ud800": "x"}}',
+        r'{"model": "tiny", "training_file": "f", "metadata": {"x": "\ud800"}}',
+        r'{"model": "tiny", "training_file": "f", "tuning": {"type": "lora", "target_modules": ["\u0000"]}}',
+        r'{"model": "\ud800", "training_file": "f"}',
+        r'{"model": "tiny", "training_file": "\ud800"}',
+        r'{"\ud800": 1}',
+    ],
+)
+def test_text_that_is_no_text_is_refused(client: TestClient, body: str) -> None:
+    error_of(client.post("/v1/fine_tuning/jobs", content=body, headers={"content-type": "application/json"}))
+
+
 def test_wrong_keys_are_refused_in_the_same_words(client: TestClient) -> None:
     answers = [
         error_of(client.get("/v1/fine_tuning/jobs", headers={"Authorization": sent}), 401)

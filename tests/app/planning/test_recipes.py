@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from app.jobs.spec import JobSpec
 from app.planning import recipes
@@ -38,6 +39,56 @@ def test_narrow_models_of_a_fitted_family_get_higher_rates() -> None:
     assert resolved("qlora", SMOLLM2).hyperparameters.learning_rate == pytest.approx(2e-4 * (4096 / 576) ** 0.781)
     other = replace(SMOLLM2, model_type="gpt2")
     assert resolved("qlora", other).hyperparameters.learning_rate == pytest.approx(2e-4)
+
+
+AUTO = st.just("auto")
+
+
+@given(
+    tuning=st.sampled_from(["full", "lora", "qlora"]),
+    batch=AUTO | st.integers(1, 4096),
+    per_device=AUTO | st.integers(1, 1024),
+    accumulation=AUTO | st.integers(1, 4096),
+    multiplier=AUTO | st.floats(0.001, 1000),
+    longest=st.integers(2, 10_000),
+    hidden=st.sampled_from([16, 64, 576, 4096]),
+)
+def test_whatever_the_spec_takes_the_recipe_can_fill(
+    tuning: str, batch: Any, per_device: Any, accumulation: Any, multiplier: Any, longest: int, hidden: int
+) -> None:
+    asked = {
+        "batch_size": batch,
+        "per_device_train_batch_size": per_device,
+        "gradient_accumulation_steps": accumulation,
+        "learning_rate_multiplier": multiplier,
+    }
+    facts = replace(SMOLLM2, longest_row=longest, hidden_size=hidden)
+    try:
+        JobSpec.model_validate(
+            {"model": "m", "training_file": "f", "method": {"supervised": {"hyperparameters": asked}}}
+        )
+    except ValidationError:
+        return  # refused with the field's name, which is test_spec's
+
+    numbers = resolved(tuning, facts, **asked).hyperparameters
+
+    product = numbers.per_device_train_batch_size * numbers.gradient_accumulation_steps
+    assert numbers.batch_size == product <= 4096
+    assert all(getattr(numbers, name) == value for name, value in asked.items() if value != "auto")
+
+
+def test_a_rate_beyond_all_sense_is_capped_with_a_word() -> None:
+    spec = JobSpec.model_validate(
+        {
+            "model": "m",
+            "training_file": "f",
+            "method": {"supervised": {"hyperparameters": {"learning_rate_multiplier": 1000.0}}},
+        }
+    )
+    narrow = replace(SMOLLM2, hidden_size=64)
+    assert recipes.resolve(spec, narrow).hyperparameters.learning_rate == 1.0
+    assert [warning.code for warning in recipes.warnings(spec, narrow)] == ["rate_capped"]
+    assert recipes.warnings(spec, SMOLLM2) == []
 
 
 def test_a_multiplier_scales_the_recipe_and_a_number_is_taken_as_it_is() -> None:

@@ -132,10 +132,10 @@ def test_the_story_is_told_in_order(make_job: Any, run: Any) -> None:
     assert all(message.tokens_per_second > 0 and message.memory_bytes > 1e8 for message in metrics)
 
 
-def test_saves_and_evaluates_every_so_many_steps_and_evaluates_at_the_end(make_job: Any, run: Any) -> None:
+def test_saves_and_evaluates_every_so_many_steps_and_at_the_end(make_job: Any, run: Any) -> None:
     said = run(make_job("lora", validation=tiny.chat_rows(4), save_steps=3, eval_steps=5))
 
-    assert [message.step for message in said if isinstance(message, messages.Checkpoint)] == [3, 6]
+    assert [message.step for message in said if isinstance(message, messages.Checkpoint)] == [3, 6, 8]
     assert [message.step for message in said if isinstance(message, messages.Eval)] == [5, 8]
 
 

@@ -153,7 +153,7 @@ def stations_of(service: Service, job_id: str, phases: dict[str, float]) -> dict
 
 def entry_of(service: Service, model: str) -> dict[str, Any]:
     """The registry's row."""
-    entry: dict[str, Any] = service.client().get(f"/registry/models/{model}", cast_to=dict)
+    entry: dict[str, Any] = service.get(f"/v1/registry/models/{model}")
     return entry
 
 
@@ -161,7 +161,7 @@ def unpack(service: Service, job_id: str, folder: Path, rows: list[dict[str, Any
     """A WORKDIR for the trainer by hand, and the bare script's input: what the job's spec became."""
     job = service.client().fine_tuning.jobs.retrieve(job_id)
     entry = entry_of(service, str(job.fine_tuned_model))
-    spec = service.client().get(f"/registry/models/{entry['id']}/files/job.json", cast_to=dict)
+    spec = service.get(f"/v1/registry/models/{entry['id']}/files/job.json")
     work_dir = folder / "work"
     work_dir.mkdir()
     (work_dir / "job.json").write_text(json.dumps(spec))

@@ -19,7 +19,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import psycopg
 from rich.console import Console
 from rich.table import Table
 
@@ -135,7 +134,7 @@ def idle(service: Service) -> bool:
 
 def stations_of(service: Service, job_id: str, phases: dict[str, float]) -> dict[str, float]:
     """Where the time went, by the database's clock and the trainer's own."""
-    with psycopg.connect(host=str(service.home / "run"), user="finetuned", dbname="finetuned") as database:
+    with service.database() as database:
         found = database.execute(STATIONS, [job_id]).fetchone()
     assert found is not None
     queue, prepare, handover, attempt, whole = map(float, found)

@@ -1,6 +1,5 @@
 """The whole service as processes, for tests that kill, wait and watch."""
 
-import json
 import os
 import signal
 import subprocess
@@ -19,6 +18,7 @@ import psycopg
 import redis
 
 from app.cli import embedded
+from tests import tiny
 
 SHORT = {
     "FINETUNED_LEASE_TIMEOUT": "3",
@@ -52,8 +52,7 @@ class Service:
 
     def upload(self, rows: list[dict[str, Any]], name: str = "rows.jsonl") -> str:
         """Rows as a fine-tune file; returns its id."""
-        content = "".join(json.dumps(row) + "\n" for row in rows).encode()
-        return self.client().files.create(file=(name, content), purpose="fine-tune").id
+        return self.client().files.create(file=(name, tiny.jsonl(rows)), purpose="fine-tune").id
 
     def finished(self, job_id: str, seconds: float = 120) -> Any:
         """The job once its status is final."""

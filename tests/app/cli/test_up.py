@@ -13,7 +13,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import httpx
 import psutil
@@ -92,13 +91,6 @@ def find(service: Service, part: str) -> psutil.Process | None:
     return None
 
 
-def get(service: Service, path: str) -> Any:
-    headers = {"Authorization": f"Bearer {service.key}"}
-    response = httpx.get(service.url + path, headers=headers, timeout=30, trust_env=False)
-    response.raise_for_status()
-    return response.json()
-
-
 def refused(*options: str, within: float = 20, **environment: str) -> str:
     """What a start that comes to nothing says; it ends with 1, in words."""
     done = subprocess.run(
@@ -130,7 +122,7 @@ def test_the_first_start_makes_a_key_that_only_its_owner_can_read(own_home: Path
         assert stat.S_IMODE((own_home / "api-key").stat().st_mode) == 0o600
         assert service.key.startswith("ft-")
         assert (own_home / "url").read_text() == service.url
-        assert get(service, "/readyz") == {"status": "ok", "database": "ok", "broker": "ok", "workers": 2}
+        assert service.get("/readyz") == {"status": "ok", "database": "ok", "broker": "ok", "workers": 2}
         assert httpx.get(f"{service.url}/v1/workers", trust_env=False).status_code == 401
 
 
@@ -139,7 +131,7 @@ def test_a_second_up_says_where_the_first_is_and_leaves_it_alone(own_home: Path)
         said = refused("up", "--home", str(own_home), "--port", "0")
 
         assert said == f"finetuned is already running on {own_home} (pid {service.process.pid}) at {service.url}\n"
-        assert get(service, "/readyz")["status"] == "ok"
+        assert service.get("/readyz")["status"] == "ok"
         assert (own_home / "url").read_text() == service.url
 
 
@@ -167,7 +159,7 @@ def test_a_request_made_while_the_api_is_down_waits_for_it(own_home: Path) -> No
         api.kill()
         api.wait(5)
 
-        assert get(service, "/healthz") == {"status": "ok"}
+        assert service.get("/healthz") == {"status": "ok"}
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
@@ -225,7 +217,7 @@ def test_a_kill_of_up_takes_everything_along_and_the_next_one_finds_keys_and_job
         key = first.key
         file_id = first.upload(tiny.chat_rows(40))
         job_id = first.client().fine_tuning.jobs.create(model="tiny", training_file=file_id).id
-        before = get(first, "/v1/fine_tuning/jobs?limit=100")["data"]
+        before = first.get("/v1/fine_tuning/jobs?limit=100")["data"]
         family = descendants(first)
         first.process.kill()
         # No wait: the next one does that itself.
@@ -233,7 +225,7 @@ def test_a_kill_of_up_takes_everything_along_and_the_next_one_finds_keys_and_job
             # A trainer that had only just begun may still finish its imports before it looks for its parent.
             wait_for(lambda: not left(family), 10)
             assert second.key == key
-            after = get(second, "/v1/fine_tuning/jobs?limit=100")["data"]
+            after = second.get("/v1/fine_tuning/jobs?limit=100")["data"]
             assert [job["id"] for job in after] == [job["id"] for job in before]
             assert job_id in [job["id"] for job in after]
             job = second.finished(job_id)
@@ -242,7 +234,7 @@ def test_a_kill_of_up_takes_everything_along_and_the_next_one_finds_keys_and_job
             second.process.kill()
         wait_for(lambda: children_lock_is_free(own_home), 10)
         with up_to_its_end(own_home) as third:
-            assert model in [entry["id"] for entry in get(third, "/v1/models")["data"]]
+            assert model in [entry["id"] for entry in third.get("/v1/models")["data"]]
 
 
 def test_leftovers_of_an_earlier_up_are_waited_for(own_home: Path) -> None:
@@ -269,7 +261,7 @@ def test_everything_killed_at_the_same_moment_comes_back(own_home: Path) -> None
             process.kill()
     with up_to_its_end(own_home) as second:
         assert second.key == key
-        assert get(second, "/readyz")["status"] == "ok"
+        assert second.get("/readyz")["status"] == "ok"
 
 
 def test_it_is_not_ready_before_its_own_workers_are(own_home: Path) -> None:
@@ -278,7 +270,7 @@ def test_it_is_not_ready_before_its_own_workers_are(own_home: Path) -> None:
         first.process.kill()
     with up_to_its_end(own_home) as second:
         mine = {process.pid for process in descendants(second)}
-        assert {worker["pid"] for worker in get(second, "/v1/workers")["data"]} <= mine
+        assert {worker["pid"] for worker in second.get("/v1/workers")["data"]} <= mine
 
 
 def test_odd_paths_a_v6_address_and_two_workers_work(tmp_path: Path) -> None:
@@ -288,7 +280,7 @@ def test_odd_paths_a_v6_address_and_two_workers_work(tmp_path: Path) -> None:
         pytest.skip("this machine has no IPv6")
     with up_to_its_end(tmp_path / "a home" / ("x" * 100), "--host", "::1", "--workers", "2") as service:
         assert service.url.startswith("http://[::1]:")
-        queues = sorted(worker["queue"] for worker in get(service, "/v1/workers")["data"])
+        queues = sorted(worker["queue"] for worker in service.get("/v1/workers")["data"])
         assert len(queues) == 3
         assert queues.count("prepare") == 1
         postgres = find(service, "postgres")

@@ -86,12 +86,13 @@ def main() -> None:
                 work_dir = unpack(ready, job_id, folder, rows)
                 runs["by hand"].append(by_hand(work_dir, base))
                 runs["cold"].append(bare(work_dir, base, precision_of(work_dir)))
-                console.print(f"round {number + 1} of {arguments.rounds} is done")
+                latest = (f"{name} {run[-1].first_step:.2f} + {run[-1].train:.2f}" for name, run in runs.items())
+                console.print(f"round {number + 1}, to the first step + training phase:", ", ".join(latest))
     show(arguments.tuning, runs)
 
 
 def by_service(service: Service, tuning: str, rows: list[dict[str, Any]]) -> tuple[str, Run]:
-    """A job over HTTP, as its client sees it. Waits first until a trainer stands by where one shall."""
+    """A job over HTTP, as its client sees it. Waits before and after until trainers stand by where they shall."""
     client = service.client()
     file_id = service.upload(rows)
     running.wait_for(lambda: idle(service), 60)
@@ -106,27 +107,31 @@ def by_service(service: Service, tuning: str, rows: list[dict[str, Any]]) -> tup
     posted = time.perf_counter()
 
     def stepped() -> bool:
-        time.sleep(0.03)
+        time.sleep(0.1)
         return any(event.type == "metrics" for event in client.fine_tuning.jobs.list_events(job.id, limit=1).data)
 
     running.wait_for(stepped, 120)
     first_step = time.perf_counter() - began
-    ended = service.finished(job.id, 600)
-    whole = time.perf_counter() - began
+    ended = service.finished(job.id, 600, every=2.0)  # as a script polls; every question takes a core from training
     if ended.status != "succeeded":
         raise SystemExit(f"the job ended as {ended.status}: {ended.error}")
     metrics = entry_of(service, ended.fine_tuned_model)["metrics"]
     losses = [event.data["train_loss"] for event in service.events(job.id) if event.type == "metrics"]
     stations = stations_of(service, job.id, metrics["phases"]) | {"POST": posted - began}
+    running.wait_for(lambda: idle(service), 60)  # or the next run would have its imports beside it
+    whole = stations["POST"] + stations["POST to succeeded"]
     return job.id, Run(first_step, metrics["phases"]["train"], whole, losses, stations)
 
 
 def idle(service: Service) -> bool:
-    """Whether nobody of the service has used the processor for half a second: imports are done."""
+    """Whether the trainers that stand by have their imports done: they have grown, and nobody uses the processor."""
+    processes = service.processes()
 
     def used() -> float:
-        return sum(sum(process.cpu_times()[:2]) for process in service.processes() if process.is_running())
+        return sum(sum(process.cpu_times()[:2]) for process in processes)
 
+    if any("--wait" in process.cmdline() and process.memory_info().rss < 60 << 20 for process in processes):
+        return False
     before = used()
     time.sleep(0.5)
     return used() - before < 0.05

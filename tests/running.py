@@ -54,15 +54,15 @@ class Service:
         """Rows as a fine-tune file; returns its id."""
         return self.client().files.create(file=(name, tiny.jsonl(rows)), purpose="fine-tune").id
 
-    def finished(self, job_id: str, seconds: float = 120) -> Any:
-        """The job once its status is final."""
+    def finished(self, job_id: str, seconds: float = 120, *, every: float = 0.2) -> Any:
+        """The job once its status is final; asks every so many seconds."""
         client = self.client()
 
         def ended() -> Any:
             job = client.fine_tuning.jobs.retrieve(job_id)
             return job if job.status in ("succeeded", "failed", "cancelled") else None
 
-        return wait_for(ended, seconds, every=0.2)
+        return wait_for(ended, seconds, every=every)
 
     def get(self, path: str) -> Any:
         """What the API answers to this key, beyond what the stock client knows."""

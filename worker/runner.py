@@ -19,6 +19,7 @@ from app.failpoints import failpoint
 from app.files import service as files
 from app.files.models import File
 from app.jobs import lifecycle
+from app.jobs import service as jobs
 from app.jobs.models import Job
 from app.jobs.prepared import Prepared
 from app.planning import recipes
@@ -57,6 +58,17 @@ class Slot:
                 outcome = self.attempt(claim, lease)
                 settle(claim, outcome)
             workspace.tidy(claim.subject, claim.kind)
+        if not get_settings().standby and queue_name != queue.PREPARE:
+            self._expect_work(queue_name)
+
+    def _expect_work(self, queue_name: str) -> None:
+        """Without standbys, have a trainer do its imports while its job's files are being prepared, and only then."""
+        with new_session() as session, session.begin():
+            on_its_way = jobs.being_prepared(session, queue_name)
+        if on_its_way and not shutting_down():
+            self.trainers.expect(WorkKind.TRAIN)
+        else:
+            self.trainers.close()
 
     def take(self, queue_name: str) -> Claim | None:
         """The first work of the queue, now ours for as long as the lease is kept."""
@@ -87,6 +99,7 @@ class Slot:
     def _prepare(self, claim: Claim, folder: Path, lease: Lease, reporter: Reporter) -> Outcome:
         storage = get_storage()
         job, given = _job_and_files(claim)
+        queue.ring(job.queue)  # whoever will train it may make ready
         workspace.fill_for_preparing(folder, job, given, storage)
         ending = self._attend(claim, folder, lease, reporter)
         if not isinstance(ending, Finished):
@@ -111,7 +124,7 @@ class Slot:
         return _publish(claim, folder, storage, job, prepared, given["training_file"])
 
     def _attend(self, claim: Claim, folder: Path, lease: Lease, reporter: Reporter) -> Ending:
-        """Run a trainer on the folder, and have the next one stand by."""
+        """Run a trainer on the folder, and have the next one stand by: after the first step, or at the end."""
         child = self.trainers.start(claim.kind, folder)
         try:
             return attend(child, lease, folder / "trainer.log", self._hearing(claim, reporter))
@@ -120,12 +133,9 @@ class Slot:
             self.trainers.stand_by(claim.kind)
 
     def _hearing(self, claim: Claim, reporter: Reporter) -> Callable[[AnyMessage], None]:
-        """Report every message. On a GPU the next trainer starts with the first step; on a CPU only at the end,
-        since its imports would take the cores that train."""
-
         def hear(message: AnyMessage) -> None:
             reporter.hear(message)
-            if isinstance(message, messages.Metrics) and self.who.device["kind"] == "cuda":
+            if isinstance(message, messages.Metrics):
                 self.trainers.stand_by(claim.kind)
 
         return hear
@@ -159,11 +169,11 @@ def settle(claim: Claim, outcome: Outcome) -> None:
 
 
 def _settle(claim: Claim, outcome: Outcome) -> str | None:
-    """Returns the queue to ring, if the move put work into one."""
+    """Returns the queue to ring, if one waits to hear of this."""
     with new_session() as session, session.begin():
         match outcome:
             case FilesPrepared(prepared):
-                return _queue_training(session, claim, prepared)
+                _queue_training(session, claim, prepared)
             case Published(manifest, manifest_sha256):
                 work.require_held(session, claim)  # the table's one row a job would answer a zombie with a crash
                 result = registry.register(session, manifest, manifest_sha256=manifest_sha256)
@@ -178,17 +188,18 @@ def _settle(claim: Claim, outcome: Outcome) -> str | None:
             case Failed():
                 lifecycle.fail(session, claim, outcome.as_error())
             case TakenOver():
-                return None
+                pass
             case _:
                 assert_never(outcome)
-    return None
+        # The training has come, or is expected no more.
+        return session.get_one(Job, claim.subject).queue if claim.kind is WorkKind.PREPARE else None
 
 
-def _queue_training(session: Session, claim: Claim, prepared: Prepared) -> str | None:
+def _queue_training(session: Session, claim: Claim, prepared: Prepared) -> None:
     job = session.get_one(Job, claim.subject)
     spec = job.current_spec
     facts = recipes.facts_of(prepared, device="cpu" if job.queue == CPU else "cuda")
-    return lifecycle.queue_training(
+    lifecycle.queue_training(
         session,
         claim,
         prepared=prepared,

@@ -68,12 +68,18 @@ class Trainers:
         return child
 
     def stand_by(self, kind: WorkKind) -> None:
-        """Start the next trainer ahead, unless one waits already or the settings say no."""
-        if not get_settings().standby:
-            return
+        """Start the next trainer ahead, unless the settings say no; its imports wait for a core that nobody uses."""
+        if get_settings().standby:
+            self._start_ahead(kind, "--when-idle")
+
+    def expect(self, kind: WorkKind) -> None:
+        """Start a trainer for work that is on its way."""
+        self._start_ahead(kind)
+
+    def _start_ahead(self, kind: WorkKind, *options: str) -> None:
         waiting = self._waiting.get(kind)
         if waiting is None or waiting.process.poll() is not None:
-            self._waiting[kind] = self._spawn(kind)
+            self._waiting[kind] = self._spawn(kind, *options)
 
     def close(self) -> None:
         """End whoever stands by."""
@@ -81,7 +87,7 @@ class Trainers:
             child.close()
         self._waiting.clear()
 
-    def _spawn(self, kind: WorkKind) -> Child:
+    def _spawn(self, kind: WorkKind, *options: str) -> Child:
         """Every trainer is told its WORKDIR on standard input, so that there is one way to start."""
         read_end, write_end = os.pipe()
         environment = {name: value for name, value in os.environ.items() if not name.startswith(HIDDEN)}
@@ -96,7 +102,7 @@ class Trainers:
         try:
             with log_file.open("wb") as log:
                 process = subprocess.Popen(
-                    [sys.executable, "-m", MODULES[kind], "--wait"],
+                    [sys.executable, "-m", MODULES[kind], "--wait", *options],
                     stdin=subprocess.PIPE,
                     stdout=log,
                     stderr=subprocess.STDOUT,

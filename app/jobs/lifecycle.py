@@ -47,11 +47,11 @@ def claim(session: Session, queue: str, *, who: Who, lease: timedelta) -> Claim 
 
 def queue_training(
     session: Session, holder: Claim, *, prepared: Prepared, resolved: JobSpec, warnings: list[Guardrail]
-) -> str | None:
-    """The files are prepared: queue the training. Returns its queue; None for a job that was cancelled meanwhile."""
+) -> None:
+    """The files are prepared: queue the training, unless the job was cancelled meanwhile."""
     if _cancel_is_wished(session, holder):
         stop(session, holder)
-        return None
+        return
     work.succeed(session, holder)
     said = [
         {"code": found.code, "message": found.message, "param": found.param, "suggestion": found.suggestion}
@@ -70,7 +70,6 @@ def queue_training(
     for found in warnings:
         events.tell(session, job.id, f"{found.message} {found.suggestion or ''}".strip(), level="warn")
     events.tell(session, job.id, "Files validated, moving job to queued state")
-    return job.queue
 
 
 def succeed(session: Session, holder: Claim, result: RegisteredModel, *, trained_tokens: int) -> None:

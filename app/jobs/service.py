@@ -21,6 +21,8 @@ from app.registry import catalogue
 from app.work import lifecycle as work
 from app.work import service as work_service
 from app.work.lifecycle import Claim
+from app.work.models import Work
+from app.work.status import WorkKind, WorkStatus
 
 
 def submit(session: Session, project: Project, spec: JobSpec) -> Job:
@@ -83,6 +85,16 @@ def report(
 def unfinished(session: Session, job_ids: list[str]) -> set[str]:
     """Those of some jobs that have not ended."""
     return set(session.scalars(select(Job.id).where(Job.id.in_(job_ids), Job.finished_at.is_(None))))
+
+
+def being_prepared(session: Session, queue: str) -> bool:
+    """Whether files are being prepared for a training in a queue."""
+    on_its_way = (
+        select(Work.id)
+        .join(Job, Job.id == Work.subject)
+        .where(Work.kind == WorkKind.PREPARE, Work.status == WorkStatus.RUNNING, Job.queue == queue)
+    )
+    return session.scalar(on_its_way.limit(1)) is not None
 
 
 def _dated(session: Session, progress: dict[str, Any]) -> dict[str, Any]:

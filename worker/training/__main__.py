@@ -1,10 +1,20 @@
-"""A trainer: `python -m worker.training WORKDIR`, by hand or as a worker's child; `--wait` reads WORKDIR from stdin."""
+"""A trainer, by hand or as a worker's child: `python -m worker.training WORKDIR`, or `--wait [--when-idle]`."""
 
 import os
 import sys
 
 from worker import messages
-from worker.training.child import StopNow, StopRequest, become_child, leave, reporter, work_dir_from
+from worker.training.child import (
+    StopNow,
+    StopRequest,
+    become_child,
+    importing,
+    is_told,
+    leave,
+    reporter,
+    wait_for_a_core,
+    work_dir_from,
+)
 
 
 def main() -> int:
@@ -12,12 +22,15 @@ def main() -> int:
     become_child()
     stop, report = StopRequest(), reporter()
     try:
+        wait_for_a_core()
         set_environment()
-        # Not at the top: these imports take seconds, in which a signal is answered and a dead worker noticed.
-        from worker.training import failures, preload
-        from worker.training.train import prepare_by_hand, train
+        with importing():
+            # Not at the top: these imports take seconds, in which a signal is answered and a dead worker noticed.
+            from worker.training import failures, preload
+            from worker.training.train import prepare_by_hand, train
 
-        preload.warm_up()
+            if not is_told():
+                preload.warm_up()
         work_dir = work_dir_from(sys.argv[1:])
         if work_dir is None:
             return 0

@@ -1,18 +1,29 @@
 """What both entry points share: dying with the worker, the pipe, the signals, the WORKDIR. Imports nothing heavy."""
 
 import ctypes
+import gc
 import os
+import select
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Literal, NoReturn
+
+import psutil
 
 from worker import messages
 from worker.messages import AnyMessage
 
 PR_SET_PDEATHSIG = 1
+
+WAIT = "--wait"
+WHEN_IDLE = "--when-idle"
+IDLE_INTERVAL = 3.0
+"""Seconds to look at: longer than a trainer's loading, which leaves cores free just before it takes them all."""
+FREE_CORES = 0.75
 
 Report = Callable[[AnyMessage], None]
 
@@ -31,12 +42,44 @@ def become_child() -> None:
         os._exit(1)
 
 
+def is_told() -> bool:
+    """Whether there is a WORKDIR already: then nothing is imported but what it needs."""
+    return WAIT not in sys.argv[1:] or bool(select.select([sys.stdin], [], [], 0)[0])
+
+
+def wait_for_a_core() -> None:
+    """Hold the imports back while nobody leaves a core free: they would slow a training on the CPU down.
+
+    A WORKDIR ends the wait.
+    """
+    if WHEN_IDLE not in sys.argv[1:]:
+        return
+    psutil.cpu_percent()  # what is used is counted from here
+    while not select.select([sys.stdin], [], [], IDLE_INTERVAL)[0]:
+        if (1 - psutil.cpu_percent() / 100) * (psutil.cpu_count() or 1) >= FREE_CORES:
+            return
+
+
+@contextmanager
+def importing() -> Iterator[None]:
+    """Keep the garbage collector off what is imported: it finds nothing there, and takes a sixth of the time to.
+
+    Nor does it look there later.
+    """
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
 def work_dir_from(arguments: list[str]) -> Path | None:
-    """The WORKDIR of the command line, or of the first line of standard input after `--wait`; None at its end.
+    """The WORKDIR of the command line, or after `--wait` the first line of standard input; None at its end.
 
     Under a worker, everything printed from then on goes to WORKDIR/trainer.log.
     """
-    if arguments == ["--wait"]:
+    if arguments in ([WAIT], [WAIT, WHEN_IDLE]):
         line = sys.stdin.readline()
         if not line:
             return None
@@ -44,7 +87,7 @@ def work_dir_from(arguments: list[str]) -> Path | None:
     elif len(arguments) == 1 and not arguments[0].startswith("-"):
         work_dir = Path(arguments[0])
     else:
-        sys.exit("usage: python -m worker.training[.prepare] WORKDIR | --wait")
+        sys.exit("usage: python -m worker.training[.prepare] WORKDIR | --wait [--when-idle]")
     if "FINETUNED_EVENTS_FD" in os.environ:
         _log_to(work_dir / "trainer.log")
     return work_dir.absolute()

@@ -9,7 +9,7 @@ MODEL_FAMILIES = ("llama", "qwen2", "qwen3", "mistral", "gemma3", "phi3")
 """transformers loads these lazily; the common ones are loaded ahead."""
 
 PREPARING = (*(f"transformers.models.{family}.configuration_{family}" for family in MODEL_FAMILIES), "pandas")
-"""What reading a base's tokenizer, and pyarrow's first table, import late: 0.6 seconds."""
+"""What reading a base's tokenizer, and pyarrow's first table, import late."""
 
 LAZY = ("bitsandbytes", "torch._dynamo", "accelerate.utils.other")
 

@@ -17,7 +17,7 @@ from worker.training.checkpoints import Checkpoint
 from worker.training.child import Report, StopNow, StopRequest
 from worker.training.data import rows_of
 from worker.training.device import Device
-from worker.training.prepare import prepare
+from worker.training.tokenise import prepare
 
 
 def train(work_dir: Path, report: Report, stop: StopRequest) -> messages.Done | messages.Stopped:

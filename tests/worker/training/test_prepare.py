@@ -20,7 +20,7 @@ from worker import messages
 from worker.messages import AnyMessage
 from worker.training import data, failures
 from worker.training.labels import IGNORED
-from worker.training.prepare import prepare
+from worker.training.tokenise import prepare
 
 MAX_LENGTH = "method.supervised.hyperparameters.max_length"
 
@@ -323,13 +323,16 @@ def test_a_base_that_is_not_there_is_refused(work_dir_of: MakeWorkDir) -> None:
     assert (failed.param, failed.code) == ("model", "model_not_found")
 
 
-def test_by_hand_it_prints_its_messages_as_json_lines_and_ends_well(work_dir_of: MakeWorkDir) -> None:
+def test_by_hand_it_prints_its_messages_as_json_lines_and_ends_well_without_torch(work_dir_of: MakeWorkDir) -> None:
     work_dir = work_dir_of(tiny.chat_rows(4))
 
-    command = [sys.executable, "-m", "worker.training.prepare", str(work_dir)]
+    command = [sys.executable, "-X", "importtime", "-m", "worker.training.prepare", str(work_dir)]
     process = subprocess.run(command, env=os.environ, capture_output=True, timeout=120, check=False)
 
     assert process.returncode == 0, process.stderr
     said = [messages.decode(line) for line in process.stdout.splitlines()]
     assert [type(message) for message in said] == [messages.Phase, messages.Notice, messages.Done]
+    imported = {line.split()[-1] for line in process.stderr.decode().splitlines() if line.startswith("import time:")}
+    assert "transformers" in imported
+    assert "torch" not in imported
     assert Prepared.model_validate_json((work_dir / "prepared.json").read_text()).train.rows == 4

@@ -1,5 +1,6 @@
 """A whole attempt: what the trainer says, what it leaves, and how it stops."""
 
+import gc
 import json
 import os
 import signal
@@ -21,6 +22,7 @@ from app.registry.manifest import TrainingReport
 from tests import tiny
 from worker import messages
 from worker.messages import AnyMessage
+from worker.training import child
 from worker.training.child import StopRequest
 
 PICKLES = {".bin", ".pt", ".pth", ".pkl", ".ckpt"}
@@ -29,9 +31,9 @@ PICKLES = {".bin", ".pt", ".pth", ".pkl", ".ckpt"}
 class Trainer:
     """`python -m worker.training` as a process that speaks on its standard output."""
 
-    def __init__(self, argument: str) -> None:
+    def __init__(self, *arguments: str) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "worker.training", argument],
+            [sys.executable, "-m", "worker.training", *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -63,8 +65,8 @@ class Trainer:
 def standby(request: pytest.FixtureRequest) -> Any:
     trainers: list[Trainer] = []
 
-    def start(argument: str = "--wait") -> Trainer:
-        trainers.append(Trainer(argument))
+    def start(*arguments: str) -> Trainer:
+        trainers.append(Trainer(*arguments or ("--wait",)))
         return trainers[-1]
 
     yield start
@@ -212,6 +214,30 @@ def test_a_standby_has_no_threads_and_ends_with_its_worker(standby: Any) -> None
     assert trainer.said == []
 
 
+def test_a_standby_leaves_the_cores_to_others_until_one_is_free_or_it_has_a_job(standby: Any, make_job: Any) -> None:
+    busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(os.cpu_count() or 1)]
+    try:
+        patient, told = (standby("--wait", "--when-idle") for _ in range(2))
+        time.sleep(1.5 * child.IDLE_INTERVAL)
+        assert not any(_has_torch(trainer) for trainer in (patient, told))
+        told.begin(make_job("lora", max_steps=1))
+        told.hear(messages.Done)
+        assert not _has_torch(patient)
+    finally:
+        for process in busy:
+            process.kill()
+            process.wait()
+    _wait_for(lambda: _has_torch(patient))
+
+
+def test_imports_are_kept_from_the_garbage_collector() -> None:
+    with child.importing():
+        assert not gc.isenabled()
+    assert gc.isenabled()
+    assert gc.get_freeze_count() > 0
+    gc.unfreeze()
+
+
 def _wait_for(condition: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 60
     while not condition():
@@ -229,7 +255,11 @@ def _waits_for_input(trainer: Trainer) -> bool:
     before = _proc(trainer, "stat").read_text().rsplit(")", 1)[1].split()[11:13]
     time.sleep(0.25)
     after = _proc(trainer, "stat").read_text().rsplit(")", 1)[1].split()[11:13]
-    return before == after and "libtorch" in _proc(trainer, "maps").read_text()
+    return before == after and _has_torch(trainer)
+
+
+def _has_torch(trainer: Trainer) -> bool:
+    return "libtorch" in _proc(trainer, "maps").read_text()
 
 
 def _proc(trainer: Trainer, name: str) -> Path:

@@ -23,6 +23,7 @@ from app.db import new_session
 from app.errors import InvalidRequest, NotAuthenticated, ServiceError, Unavailable
 from app.pages import Page
 from app.settings import get_settings
+from app.storage import Damaged
 
 log = logging.getLogger(__name__)
 
@@ -94,6 +95,7 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _routing)
     app.add_exception_handler(DataError, _no_text)
+    app.add_exception_handler(Damaged, _damaged)
     for away in (OperationalError, InterfaceError, PoolTimeout):
         app.add_exception_handler(away, _database_away)
     app.add_middleware(RequestMiddleware, max_body_bytes=get_settings().max_body_bytes)
@@ -136,6 +138,11 @@ def _no_text(_: Request, error: Exception) -> JSONResponse:
     """What PostgreSQL refuses as a value, such as half a surrogate pair, and no field's own rule has caught."""
     log.warning("a value was refused by the database: %s", error)
     return envelope(InvalidRequest("The request has characters or numbers that cannot be stored."))
+
+
+def _damaged(_: Request, error: Exception) -> JSONResponse:
+    log.error("the storage has lost something: %s", error)
+    return envelope(ServiceError(f"The storage has lost what was asked for: {error}.", code="storage_damaged"))
 
 
 def _database_away(_: Request, error: Exception) -> JSONResponse:

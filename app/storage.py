@@ -104,26 +104,21 @@ class Storage:
             incoming.write(content)
             return self.commit(incoming)
 
-    def open(self, sha256: str) -> BinaryIO:
-        """Raises `FileNotFoundError` where there is no such blob."""
-        return cast("BinaryIO", self._files.open(self._path(blob_key(sha256)), "rb"))
-
     def read(self, sha256: str) -> Iterator[bytes]:
-        """The bytes of a blob, in chunks."""
-        with self.open(sha256) as file:
-            while chunk := file.read(CHUNK):
-                yield chunk
+        """The bytes of a blob, in chunks. Raises `Damaged` before the first chunk is asked for, where there is none."""
+        try:
+            file = cast("BinaryIO", self._files.open(self._path(blob_key(sha256)), "rb"))
+        except FileNotFoundError as error:
+            raise Damaged(f"blob {sha256} is gone") from error
+        return _chunks(file)
 
     def fetch(self, sha256: str, target: Path) -> None:
         """Copy a blob to a local file, verified on arrival. Raises `Damaged`."""
         digest = hashlib.sha256()
-        try:
-            with target.open("wb") as file:
-                for chunk in self.read(sha256):
-                    digest.update(chunk)
-                    file.write(chunk)
-        except FileNotFoundError as error:
-            raise Damaged(f"blob {sha256} is gone") from error
+        with target.open("wb") as file:
+            for chunk in self.read(sha256):
+                digest.update(chunk)
+                file.write(chunk)
         if digest.hexdigest() != sha256:
             raise Damaged(f"blob {sha256} has other bytes than its digest says")
 
@@ -181,6 +176,12 @@ class Storage:
             _sync_folder(Path(target).parent)
         else:
             self._files.put_file(str(source), target)
+
+
+def _chunks(file: BinaryIO) -> Iterator[bytes]:
+    with file:
+        while chunk := file.read(CHUNK):
+            yield chunk
 
 
 def blob_key(sha256: str) -> str:

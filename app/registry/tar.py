@@ -4,11 +4,21 @@ import tarfile
 from collections.abc import Iterator
 
 from app.registry.manifest import PublishedFile
-from app.storage import Storage
+from app.storage import Damaged, Storage
 
 
 def stream(storage: Storage, folder: str, files: list[PublishedFile], *, mtime: int) -> Iterator[bytes]:
-    """The bytes of a tar with the files under one folder; memory stays flat, and so does the answer to a repeat."""
+    """The bytes of a tar with the files under one folder; memory stays flat, and so does the answer to a repeat.
+
+    Raises `Damaged` before the first byte, if a file is not there whole.
+    """
+    for file in files:
+        if not storage.has(file.sha256, file.bytes):
+            raise Damaged(f"{file.name} (blob {file.sha256}) is gone, or has lost bytes")
+    return _entries(storage, folder, files, mtime)
+
+
+def _entries(storage: Storage, folder: str, files: list[PublishedFile], mtime: int) -> Iterator[bytes]:
     for file in files:
         entry = tarfile.TarInfo(f"{folder}/{file.name}")
         entry.size = file.bytes

@@ -67,8 +67,8 @@ def test_damaged_and_missing_bytes_are_found_on_arrival(storage: Storage, tmp_pa
         storage.fetch(HELLO, tmp_path / "fetched")
     with pytest.raises(Damaged, match="gone"):
         storage.fetch("0" * 64, tmp_path / "fetched")
-    with pytest.raises(FileNotFoundError):
-        storage.open("0" * 64)
+    with pytest.raises(Damaged, match="gone"):
+        storage.read("0" * 64)
 
 
 def test_what_is_not_committed_leaves_nothing(storage: Storage) -> None:

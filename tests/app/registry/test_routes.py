@@ -136,6 +136,26 @@ def test_a_download_unpacks_to_the_files(client: TestClient, result: Result, tmp
     assert client.get(f"/v1/registry/models/{result.id}/download").content == response.content
 
 
+@pytest.mark.parametrize("path", ["download", "files/adapter_model.safetensors"])
+def test_a_file_that_the_storage_has_lost_is_told_before_a_download_begins(
+    client: TestClient, session: Session, project: Project, tmp_path: Path, path: str
+) -> None:
+    result = make_result(session, project, tmp_path / "result")
+    with session.begin():
+        row = service.get(session, project, result.id)
+        (lost,) = (file["sha256"] for file in row.files if file["name"] == "adapter_model.safetensors")
+    weights = b"".join(get_storage().read(lost))
+    get_storage().delete(lost)
+
+    response = client.get(f"/v1/registry/models/{result.id}/{path}")
+
+    get_storage().put_bytes(weights)  # other results are of the same bytes
+    assert response.status_code == 500
+    error = response.json()["error"]
+    assert error["code"] == "storage_damaged"
+    assert lost in error["message"]
+
+
 @pytest.mark.parametrize("base", ["Qwen2.5-7B_it", "模型", 'a"b c'])
 def test_a_download_can_be_named_after_any_base(
     client: TestClient, session: Session, project: Project, tmp_path: Path, base: str

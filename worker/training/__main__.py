@@ -27,7 +27,7 @@ def main() -> int:
         with importing():
             # Not at the top: these imports take seconds, in which a signal is answered and a dead worker noticed.
             from worker.training import failures, preload
-            from worker.training.train import prepare_by_hand, train
+            from worker.training.train import make_ready, train
 
             if not is_told():
                 preload.warm_up()
@@ -35,8 +35,7 @@ def main() -> int:
         if work_dir is None:
             return 0
         try:
-            if not (work_dir / "prepared.json").exists():
-                prepare_by_hand(work_dir, report)
+            make_ready(work_dir, report)
             outcome = train(work_dir, report, stop)
         except Exception as error:  # noqa: BLE001  whatever it is, the worker is told in its own words
             report(failures.classify(error))

@@ -34,9 +34,14 @@ class Device:
         return torch.bfloat16 if self.precision == "bf16" else torch.float32
 
 
+def kind() -> Literal["cpu", "cuda"]:
+    """Which kind `find` will find; cheap."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def find() -> Device:
     """The GPU that this process can see, else the CPU with all its cores."""
-    if torch.cuda.is_available():
+    if kind() == "cuda":
         precision = _precision(_gpu_precision)
         return Device("cuda", torch.cuda.get_device_name(), precision, _attention(precision))
     torch.set_num_threads(int(os.environ.get("FINETUNED_TORCH_THREADS", _cores())))

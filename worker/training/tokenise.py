@@ -57,7 +57,7 @@ def prepare(work_dir: Path, report: Report) -> Prepared:
     )
     for name, file in files.items():
         report(messages.Notice(level="info", message=_sentence(spec, name, file)))
-    _write_last(work_dir / "prepared.json", prepared.model_dump_json(indent=2))
+    write_last(work_dir / "prepared.json", prepared.model_dump_json(indent=2))
     return prepared
 
 
@@ -192,8 +192,8 @@ def _sentence(spec: JobSpec, name: str, file: PreparedFile) -> str:
     )
 
 
-def _write_last(path: Path, content: str) -> None:
-    """Whole or not at all: the file's presence says that everything before it is complete."""
+def write_last(path: Path, content: str) -> None:
+    """Write a file whole or not at all: its presence says that everything before it is complete."""
     arriving = path.with_suffix(".arriving")
     with arriving.open("w") as file:
         file.write(content)

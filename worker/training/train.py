@@ -17,7 +17,7 @@ from worker.training.checkpoints import Checkpoint
 from worker.training.child import Report, StopNow, StopRequest
 from worker.training.data import rows_of
 from worker.training.device import Device
-from worker.training.tokenise import prepare
+from worker.training.tokenise import prepare, write_last
 
 
 def train(work_dir: Path, report: Report, stop: StopRequest) -> messages.Done | messages.Stopped:
@@ -109,11 +109,17 @@ def restore(trainer: SFTTrainer, checkpoint: Checkpoint) -> None:
     trainer.state = TrainerState.load_from_json(str(checkpoint.path / "trainer_state.json"))
 
 
-def prepare_by_hand(work_dir: Path, report: Report) -> None:
-    """Where no service has prepared the files: do it here, and write the resolved spec over the one asked for."""
-    prepared = prepare(work_dir, report)
+def make_ready(work_dir: Path, report: Report) -> None:
+    """What a service has done already: prepare the files, and write the resolved spec over the one asked for.
+
+    Each where it is not done, so that it can be broken off anywhere.
+    """
+    if not (work_dir / "prepared.json").exists():
+        prepare(work_dir, report)
+    prepared = Prepared.model_validate_json((work_dir / "prepared.json").read_text())
     spec = JobSpec.model_validate_json((work_dir / "job.json").read_text())
-    resolved = recipes.resolve(spec, recipes.facts_of(prepared, device=device.find().kind))
+    resolved = recipes.resolve(spec, recipes.facts_of(prepared, device=device.kind()))
     if resolved.seed is None:
         resolved = resolved.model_copy(update={"seed": 0})
-    (work_dir / "job.json").write_text(resolved.model_dump_json(indent=2))
+    if resolved != spec:
+        write_last(work_dir / "job.json", resolved.model_dump_json(indent=2))

@@ -14,7 +14,7 @@ from tests import tiny
 from worker import messages
 from worker.messages import AnyMessage
 from worker.training.child import StopRequest
-from worker.training.train import prepare_by_hand, train
+from worker.training.train import make_ready, train
 
 HERE = Path(__file__).parent
 
@@ -103,7 +103,7 @@ def make_job(tmp_path: Path) -> MakeJob:
             "tuning": {"type": tuning, **(block or {})},
         }
         (work_dir / "job.json").write_text(JobSpec.model_validate_json(json.dumps(spec)).model_dump_json())
-        prepare_by_hand(work_dir, lambda _: None)
+        make_ready(work_dir, lambda _: None)
         return work_dir
 
     return make

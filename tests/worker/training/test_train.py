@@ -24,6 +24,7 @@ from worker import messages
 from worker.messages import AnyMessage
 from worker.training import child
 from worker.training.child import StopRequest
+from worker.training.train import make_ready
 
 PICKLES = {".bin", ".pt", ".pth", ".pkl", ".ckpt"}
 
@@ -46,7 +47,7 @@ class Trainer:
         self.process.stdin.write(f"{work_dir}\n".encode())
         self.process.stdin.flush()
 
-    def hear(self, wanted: type[AnyMessage]) -> AnyMessage:  # type: ignore[valid-type]
+    def hear(self, wanted: type[AnyMessage]) -> AnyMessage:  # type: ignore[valid-type]  # a union of classes
         """The next message of that class."""
         assert self.process.stdout is not None
         for line in self.process.stdout:
@@ -212,6 +213,21 @@ def test_a_standby_has_no_threads_and_ends_with_its_worker(standby: Any) -> None
     assert trainer.process.wait(timeout=30) == 0
     assert len(threads - {"jemalloc_bg_thd"}) == 1  # its own, and the one of Arrow's allocator, which only sweeps
     assert trainer.said == []
+
+
+def test_getting_ready_by_hand_goes_on_where_it_was_broken_off(make_job: Any) -> None:
+    work_dir = make_job("lora")
+    resolved = JobSpec.model_validate_json((work_dir / "job.json").read_text())
+    prepared_at = (work_dir / "prepared.json").stat().st_mtime_ns
+    asked = resolved.model_dump(mode="json")
+    asked["tuning"]["r"] = "auto"  # as if the spec had not been written yet
+    (work_dir / "job.json").write_text(json.dumps(asked))
+
+    for _ in range(2):
+        make_ready(work_dir, lambda _: None)
+
+    assert JobSpec.model_validate_json((work_dir / "job.json").read_text()) == resolved
+    assert (work_dir / "prepared.json").stat().st_mtime_ns == prepared_at
 
 
 def test_a_standby_leaves_the_cores_to_others_until_one_is_free_or_it_has_a_job(standby: Any, make_job: Any) -> None:

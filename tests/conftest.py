@@ -43,7 +43,7 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     def local_only(self: socket.socket, address: object) -> None:
         if isinstance(address, tuple) and address[0] not in LOCAL:
             pytest.fail(f"a test reached for {address}")
-        connect(self, address)  # type: ignore[arg-type]
+        connect(self, address)  # type: ignore[arg-type]  # whatever a caller gives a socket
 
     monkeypatch.setattr(socket.socket, "connect", local_only)
 

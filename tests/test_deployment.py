@@ -216,7 +216,9 @@ def test_an_image_has_a_folder_of_its_user_where_a_volume_comes() -> None:
     for service in OURS.values():
         (prepared,) = [line for line in of_stage(service["build"]["target"], "RUN") if "install -d" in line]
         for mounted in service.get("volumes", []):
-            source, path = re.fullmatch(r"(.+?):(/[^:]+)(?::ro)?", mounted).groups()  # type: ignore[union-attr]
+            parts = re.fullmatch(r"(.+?):(/[^:]+)(?::ro)?", mounted)
+            assert parts is not None, mounted
+            source, path = parts.groups()
             assert path in prepared.split("install -d")[1].split()
             assert re.sub(r"\$\{\w+:-(\w+)\}", r"\1", source) in COMPOSE["volumes"]
 

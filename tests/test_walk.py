@@ -4,6 +4,7 @@ import io
 import json
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -67,14 +68,14 @@ def _assert_entry_is_true(service: Service, model_id: str, tuning: str, file_id:
     _assert_it_loads(service.home / "models" / "tiny", folder, entry)
 
 
-def _assert_it_loads(base: Path, folder: Path, entry: dict[str, object]) -> None:
+def _assert_it_loads(base: Path, folder: Path, entry: dict[str, Any]) -> None:
     """With plain PEFT or transformers, from the published folder alone."""
     if entry["kind"] == "full":
         model = AutoModelForCausalLM.from_pretrained(folder)
     else:
         config = json.loads((folder / "adapter_config.json").read_text())
         assert config["base_model_name_or_path"] == "tiny"
-        assert config["revision"] == entry["base"]["revision"]  # type: ignore[index]
+        assert config["revision"] == entry["base"]["revision"]
         model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), folder)
         with safe_open(folder / "adapter_model.safetensors", framework="pt") as tensors:
             count = sum(tensors.get_tensor(name).numel() for name in tensors.keys())  # noqa: SIM118  not a dict

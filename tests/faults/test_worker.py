@@ -155,7 +155,7 @@ def test_a_running_job_is_cancelled_within_one_step(service: Service, rows: str)
     again = client.fine_tuning.jobs.cancel(job_id)
 
     assert took < 1
-    assert answer.desired == again.desired == "cancel"  # type: ignore[attr-defined]
+    assert answer.desired == again.desired == "cancel"  # type: ignore[attr-defined]  # a field of ours
     assert service.finished(job_id).status == "cancelled"
     assert not is_alive(trainer)
     assert service.steps(job_id)[-1] <= step + 1

@@ -91,6 +91,16 @@ def find(service: Service, part: str) -> psutil.Process | None:
     return None
 
 
+def submit(service: Service) -> str:
+    """Post a job of a few steps: what a test leaves undone, the next `up` does."""
+    job = service.client().fine_tuning.jobs.create(
+        model="tiny",
+        training_file=service.upload(tiny.chat_rows(8)),
+        method={"type": "supervised", "supervised": {"hyperparameters": {"max_steps": 2, "batch_size": 4}}},
+    )
+    return job.id
+
+
 def refused(*options: str, within: float = 20, **environment: str) -> str:
     """What a start that comes to nothing says; it ends with 1, in words."""
     done = subprocess.run(
@@ -146,9 +156,7 @@ def test_every_part_that_is_killed_is_named_and_started_again(own_home: Path) ->
             wait_for(lambda part=part: lines.has(f"{part} ended (killed by SIGKILL); starting it again in 0.5 s"))
             wait_for(lambda part=part, old=victim: (new := find(service, part)) and new != old)
             wait_for(lambda its_own=its_own: not left(its_own), 10)
-        file_id = service.upload(tiny.chat_rows(10))
-        job = service.client().fine_tuning.jobs.create(model="tiny", training_file=file_id)
-        job = service.finished(job.id)
+        job = service.finished(submit(service))
         assert job.status == "succeeded", job.error
 
 
@@ -170,8 +178,7 @@ def test_a_signal_ends_all_of_it_in_order_and_leaves_nothing(own_home: Path, num
     ):
         open_connection.get("/healthz")
         family = descendants(service)
-        file_id = service.upload(tiny.chat_rows(40))
-        service.client().fine_tuning.jobs.create(model="tiny", training_file=file_id)
+        submit(service)
         asked_at = time.monotonic()
         service.process.send_signal(number)
 
@@ -215,8 +222,7 @@ def test_a_second_ctrl_c_kills_at_once(own_home: Path) -> None:
 def test_a_kill_of_up_takes_everything_along_and_the_next_one_finds_keys_and_jobs(own_home: Path) -> None:
     with up_to_its_end(own_home) as first:
         key = first.key
-        file_id = first.upload(tiny.chat_rows(40))
-        job_id = first.client().fine_tuning.jobs.create(model="tiny", training_file=file_id).id
+        job_id = submit(first)
         before = first.get("/v1/fine_tuning/jobs?limit=100")["data"]
         family = descendants(first)
         first.process.kill()

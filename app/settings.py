@@ -61,7 +61,7 @@ class Settings(BaseSettings):
     scratch_retention: Duration = timedelta(days=1)
     """How long logs, and checkpoints of cancelled jobs, stay on the machine that trained."""
     standby: bool = True
-    """Keep one trainer started ahead, its imports done; without, it starts while its job's files are being prepared."""
+    """Keep one trainer started ahead, its imports done; without, it starts when files are being prepared."""
 
     fail_at: str | None = None
     """A failpoint for the fault tests: the process kills itself where this name stands."""

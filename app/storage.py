@@ -104,8 +104,13 @@ class Storage:
             incoming.write(content)
             return self.commit(incoming)
 
-    def read(self, sha256: str) -> Iterator[bytes]:
-        """The bytes of a blob, in chunks. Raises `Damaged` before the first chunk is asked for, where there is none."""
+    def read(self, sha256: str, *, size: int | None = None) -> Iterator[bytes]:
+        """The bytes of a blob, in chunks.
+
+        Raises `Damaged` before the first chunk is asked for, where there is none, or none of that many bytes.
+        """
+        if size is not None and not self.has(sha256, size):
+            raise Damaged(f"blob {sha256} is gone, or has lost bytes")
         try:
             file = cast("BinaryIO", self._files.open(self._path(blob_key(sha256)), "rb"))
         except FileNotFoundError as error:

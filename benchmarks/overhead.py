@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psutil
 from rich.console import Console
 from rich.table import Table
 
@@ -130,11 +131,14 @@ def idle(service: Service) -> bool:
     def used() -> float:
         return sum(sum(process.cpu_times()[:2]) for process in processes)
 
-    if any("--wait" in process.cmdline() and process.memory_info().rss < 60 << 20 for process in processes):
+    try:
+        if any("--wait" in process.cmdline() and process.memory_info().rss < 60 << 20 for process in processes):
+            return False
+        before = used()
+        time.sleep(0.5)
+        return used() - before < 0.05
+    except psutil.Error:  # one has just ended
         return False
-    before = used()
-    time.sleep(0.5)
-    return used() - before < 0.05
 
 
 def stations_of(service: Service, job_id: str, phases: dict[str, float]) -> dict[str, float]:

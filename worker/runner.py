@@ -62,10 +62,12 @@ class Slot:
             self._expect_work(queue_name)
 
     def _expect_work(self, queue_name: str) -> None:
-        """Without standbys, have a trainer do its imports while its job's files are being prepared, and only then."""
+        """Without standbys, have a trainer do its imports while files are being prepared for this queue."""
+        if shutting_down():
+            return
         with new_session() as session, session.begin():
             on_its_way = jobs.being_prepared(session, queue_name)
-        if on_its_way and not shutting_down():
+        if on_its_way:
             self.trainers.expect(WorkKind.TRAIN)
         else:
             self.trainers.close()
@@ -124,7 +126,7 @@ class Slot:
         return _publish(claim, folder, storage, job, prepared, given["training_file"])
 
     def _attend(self, claim: Claim, folder: Path, lease: Lease, reporter: Reporter) -> Ending:
-        """Run a trainer on the folder, and have the next one stand by: after the first step, or at the end."""
+        """Run a trainer on the folder, and have the next one stand by."""
         child = self.trainers.start(claim.kind, folder)
         try:
             return attend(child, lease, folder / "trainer.log", self._hearing(claim, reporter))
@@ -133,9 +135,12 @@ class Slot:
             self.trainers.stand_by(claim.kind)
 
     def _hearing(self, claim: Claim, reporter: Reporter) -> Callable[[AnyMessage], None]:
+        """Report every message. On a GPU the next trainer starts with the first step; on a CPU only at the end,
+        since its imports would take the cores that train."""
+
         def hear(message: AnyMessage) -> None:
             reporter.hear(message)
-            if isinstance(message, messages.Metrics):
+            if isinstance(message, messages.Metrics) and self.who.device["kind"] == "cuda":
                 self.trainers.stand_by(claim.kind)
 
         return hear
@@ -188,7 +193,7 @@ def _settle(claim: Claim, outcome: Outcome) -> str | None:
             case Failed():
                 lifecycle.fail(session, claim, outcome.as_error())
             case TakenOver():
-                pass
+                return None
             case _:
                 assert_never(outcome)
         # The training has come, or is expected no more.

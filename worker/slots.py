@@ -63,7 +63,7 @@ class Occupied:
         try:
             self._slot.run(queue_name)
         except SQLAlchemyError as error:
-            log.warning("no work taken: %s; the sweeper will ring again", error)
+            log.warning("the database does not answer: %s; the sweeper rings for what waits", error)
 
     def leave(self) -> None:
         """End in order: no standby left, and struck off the list of workers."""

@@ -1,8 +1,9 @@
-"""Trainers as processes: a fresh one for each attempt, and one started ahead whose imports are done.
+"""Trainers as processes: a fresh one for each attempt, and one started ahead for its imports.
 
 A standby waits for its WORKDIR on standard input. It holds no GPU memory, and dies with this process.
 """
 
+import logging
 import os
 import signal
 import subprocess
@@ -14,6 +15,8 @@ from pathlib import Path
 from app.settings import get_settings
 from app.work.status import WorkKind
 from worker.devices import Device
+
+log = logging.getLogger(__name__)
 
 MODULES = {WorkKind.PREPARE: "worker.training.prepare", WorkKind.TRAIN: "worker.training"}
 HIDDEN = ("FINETUNED_DATABASE_URL", "FINETUNED_BROKER_URL", "FINETUNED_STORAGE_URL", "FINETUNED_API_KEY", "AWS_", "PG")
@@ -73,13 +76,20 @@ class Trainers:
             self._start_ahead(kind, "--when-idle")
 
     def expect(self, kind: WorkKind) -> None:
-        """Start a trainer for work that is on its way."""
-        self._start_ahead(kind)
+        """Start a trainer for work that is on its way; it goes by itself if none comes for long."""
+        self._start_ahead(kind, "--for-a-while")
 
     def _start_ahead(self, kind: WorkKind, *options: str) -> None:
+        """Never an attempt's failure: whoever has none waiting starts one when there is work."""
         waiting = self._waiting.get(kind)
-        if waiting is None or waiting.process.poll() is not None:
+        if waiting is not None and waiting.process.poll() is None:
+            return
+        if waiting is not None:
+            self._waiting.pop(kind).close()
+        try:
             self._waiting[kind] = self._spawn(kind, *options)
+        except OSError as error:
+            log.warning("no trainer was started ahead: %s", error)
 
     def close(self) -> None:
         """End whoever stands by."""

@@ -82,7 +82,7 @@ def get_file_content(file_id: str, caller: CallerDep, session: SessionDep) -> St
     with session.begin():
         file = service.get(session, caller, file_id)
     return StreamingResponse(
-        get_storage().read(file.sha256),
+        get_storage().read(file.sha256, size=file.bytes),
         media_type="application/octet-stream",
         headers={"content-length": str(file.bytes)},
     )

@@ -53,7 +53,7 @@ def get_registered_file(model: str, name: str, caller: CallerDep, session: Sessi
     with session.begin():
         file = service.file_of(service.get(session, caller, model), name)
     return StreamingResponse(
-        get_storage().read(file.sha256),
+        get_storage().read(file.sha256, size=file.bytes),
         media_type="application/octet-stream",
         headers={"content-length": str(file.bytes), "etag": f'"{file.sha256}"'},
     )

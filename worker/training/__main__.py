@@ -1,4 +1,4 @@
-"""A trainer, by hand or as a worker's child: `python -m worker.training WORKDIR`, or `--wait [--when-idle]`."""
+"""A trainer, by hand or as a worker's child: `python -m worker.training WORKDIR`, or `--wait`."""
 
 import os
 import sys

@@ -21,9 +21,12 @@ PR_SET_PDEATHSIG = 1
 
 WAIT = "--wait"
 WHEN_IDLE = "--when-idle"
+FOR_A_WHILE = "--for-a-while"
 IDLE_INTERVAL = 3.0
-"""Seconds to look at: longer than a trainer's loading, which leaves cores free just before it takes them all."""
+"""Seconds to look at: longer than a small base's loading, which leaves cores free just before it takes them all."""
 FREE_CORES = 0.75
+PATIENCE = 600.0
+"""Seconds for which a trainer `--for-a-while` waits for its WORKDIR."""
 
 Report = Callable[[AnyMessage], None]
 
@@ -75,11 +78,13 @@ def importing() -> Iterator[None]:
 
 
 def work_dir_from(arguments: list[str]) -> Path | None:
-    """The WORKDIR of the command line, or after `--wait` the first line of standard input; None at its end.
+    """The WORKDIR of the command line, or after `--wait` the first line of standard input; None if none comes.
 
     Under a worker, everything printed from then on goes to WORKDIR/trainer.log.
     """
-    if arguments in ([WAIT], [WAIT, WHEN_IDLE]):
+    if arguments in ([WAIT], [WAIT, WHEN_IDLE], [WAIT, FOR_A_WHILE]):
+        if FOR_A_WHILE in arguments and not select.select([sys.stdin], [], [], PATIENCE)[0]:
+            return None
         line = sys.stdin.readline()
         if not line:
             return None
@@ -87,7 +92,7 @@ def work_dir_from(arguments: list[str]) -> Path | None:
     elif len(arguments) == 1 and not arguments[0].startswith("-"):
         work_dir = Path(arguments[0])
     else:
-        sys.exit("usage: python -m worker.training[.prepare] WORKDIR | --wait [--when-idle]")
+        sys.exit("usage: python -m worker.training[.prepare] WORKDIR | --wait [--when-idle | --for-a-while]")
     if "FINETUNED_EVENTS_FD" in os.environ:
         _log_to(work_dir / "trainer.log")
     return work_dir.absolute()

@@ -17,7 +17,7 @@ from app.jobs.models import Job
 from app.jobs.prepared import Prepared
 from app.registry import service
 from app.settings import get_settings
-from app.storage import get_storage
+from app.storage import blob_key, get_storage
 from tests import factories
 from worker.publication import publish
 
@@ -136,20 +136,25 @@ def test_a_download_unpacks_to_the_files(client: TestClient, result: Result, tmp
     assert client.get(f"/v1/registry/models/{result.id}/download").content == response.content
 
 
+@pytest.mark.parametrize("whole", [True, False])
 @pytest.mark.parametrize("path", ["download", "files/adapter_model.safetensors"])
-def test_a_file_that_the_storage_has_lost_is_told_before_a_download_begins(
-    client: TestClient, session: Session, project: Project, tmp_path: Path, path: str
+def test_what_the_storage_has_lost_is_told_before_a_download_begins(
+    client: TestClient, session: Session, project: Project, tmp_path: Path, path: str, *, whole: bool
 ) -> None:
     result = make_result(session, project, tmp_path / "result")
     with session.begin():
         row = service.get(session, project, result.id)
         (lost,) = (file["sha256"] for file in row.files if file["name"] == "adapter_model.safetensors")
-    weights = b"".join(get_storage().read(lost))
-    get_storage().delete(lost)
+    storage = get_storage()
+    weights = b"".join(storage.read(lost))
+    storage.delete(lost)
+    if not whole:
+        with storage._files.open(storage._path(blob_key(lost)), "wb") as file:
+            file.write(weights[:-1])
 
     response = client.get(f"/v1/registry/models/{result.id}/{path}")
 
-    get_storage().put_bytes(weights)  # other results are of the same bytes
+    storage.put_bytes(weights)  # other results are of the same bytes
     assert response.status_code == 500
     error = response.json()["error"]
     assert error["code"] == "storage_damaged"

@@ -246,6 +246,16 @@ def test_a_standby_leaves_the_cores_to_others_until_one_is_free_or_it_has_a_job(
     _wait_for(lambda: _has_torch(patient))
 
 
+def test_an_expected_trainer_goes_when_no_job_comes(monkeypatch: pytest.MonkeyPatch) -> None:
+    read_end, write_end = os.pipe()
+    monkeypatch.setattr(child, "PATIENCE", 0.2)
+    with os.fdopen(read_end) as never_told:
+        monkeypatch.setattr(sys, "stdin", never_told)
+
+        assert child.work_dir_from(["--wait", "--for-a-while"]) is None
+    os.close(write_end)
+
+
 def test_imports_are_kept_from_the_garbage_collector() -> None:
     with child.importing():
         assert not gc.isenabled()

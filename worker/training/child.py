@@ -1,4 +1,7 @@
-"""What both entry points share: dying with the worker, the pipe, the signals, the WORKDIR. Imports nothing heavy."""
+"""A trainer's life, from its start to its last word: dying with the worker, the pipe, the signals, the WORKDIR.
+
+Imports nothing heavy itself.
+"""
 
 import ctypes
 import gc
@@ -33,6 +36,36 @@ Report = Callable[[AnyMessage], None]
 
 class StopNow(BaseException):
     """A signal came while there was nothing worth finishing."""
+
+
+def run(load: Callable[[], "Work"]) -> int:
+    """Load the work, wait for a WORKDIR, do the work there. The exit code: 0 when it is done, or was told to stop.
+
+    `load` does the imports that the work takes: they take seconds, in which a signal is answered already and a dead
+    worker noticed.
+    """
+    become_child()
+    stop, report = StopRequest(), reporter()
+    try:
+        wait_for_a_core()
+        with importing():
+            work = load()
+            from worker.training import failures  # heavy, and after `load`, which says what may be imported
+        work_dir = work_dir_from(sys.argv[1:])
+        if work_dir is None:
+            return 0
+        try:
+            outcome = work(work_dir, report, stop)
+        except Exception as error:  # noqa: BLE001  whatever it is, the worker is told in its own words
+            report(failures.classify(error))
+            return 1
+        stop.deferred = True  # what is done is done
+        report(outcome)
+    except StopNow:
+        report(messages.Stopped(step=0))
+    finally:
+        stop.deferred = True
+    return 0
 
 
 def become_child() -> None:
@@ -127,6 +160,10 @@ class StopRequest:
         self.wish = "save" if number == signal.SIGTERM and self.wish is None else "stop"
         if not self.deferred:
             raise StopNow
+
+
+Work = Callable[[Path, Report, StopRequest], AnyMessage]
+"""Done in a WORKDIR; returns its last word. What it raises is told as the failure it is."""
 
 
 def leave(code: int) -> NoReturn:

@@ -109,8 +109,8 @@ class Storage:
 
         Raises `Damaged` before the first chunk is asked for, where there is none, or none of that many bytes.
         """
-        if size is not None and not self.has(sha256, size):
-            raise Damaged(f"blob {sha256} is gone, or has lost bytes")
+        if size is not None:
+            self.require(sha256, size)
         try:
             file = cast("BinaryIO", self._files.open(self._path(blob_key(sha256)), "rb"))
         except FileNotFoundError as error:
@@ -133,6 +133,11 @@ class Storage:
             return bool(self._files.size(self._path(blob_key(sha256))) == size)
         except FileNotFoundError:
             return False
+
+    def require(self, sha256: str, size: int) -> None:
+        """Raises `Damaged` unless the blob is there, with that many bytes."""
+        if not self.has(sha256, size):
+            raise Damaged(f"blob {sha256} is gone, or has lost bytes")
 
     def delete(self, sha256: str) -> None:
         """Forget a blob; fine if it is gone already."""

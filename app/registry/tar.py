@@ -4,7 +4,7 @@ import tarfile
 from collections.abc import Iterator
 
 from app.registry.manifest import PublishedFile
-from app.storage import Damaged, Storage
+from app.storage import Storage
 
 
 def stream(storage: Storage, folder: str, files: list[PublishedFile], *, mtime: int) -> Iterator[bytes]:
@@ -13,8 +13,7 @@ def stream(storage: Storage, folder: str, files: list[PublishedFile], *, mtime: 
     Raises `Damaged` before the first byte, if a file is not there whole.
     """
     for file in files:
-        if not storage.has(file.sha256, file.bytes):
-            raise Damaged(f"{file.name} (blob {file.sha256}) is gone, or has lost bytes")
+        storage.require(file.sha256, file.bytes)
     return _entries(storage, folder, files, mtime)
 
 

@@ -58,12 +58,8 @@ class Trainers:
 
     def start(self, kind: WorkKind, folder: Path) -> Child:
         """A trainer at work on a folder: the one that was standing by, if it still does."""
-        child = self._waiting.pop(kind, None)
-        if child is not None and child.process.poll() is not None:
-            child.close()
-            child = None
-        if child is None:
-            child = self._spawn(kind)
+        child = self._standing_by(kind) or self._spawn(kind)
+        self._waiting.pop(kind, None)
         assert child.process.stdin is not None  # noqa: S101  spawned with a pipe
         with suppress(BrokenPipeError):  # it died just now; its end is heard on the events' pipe
             child.process.stdin.write(os.fsencode(folder) + b"\n")
@@ -81,15 +77,20 @@ class Trainers:
 
     def _start_ahead(self, kind: WorkKind, *options: str) -> None:
         """Never an attempt's failure: whoever has none waiting starts one when there is work."""
-        waiting = self._waiting.get(kind)
-        if waiting is not None and waiting.process.poll() is None:
+        if self._standing_by(kind):
             return
-        if waiting is not None:
-            self._waiting.pop(kind).close()
         try:
             self._waiting[kind] = self._spawn(kind, *options)
         except OSError as error:
             log.warning("no trainer was started ahead: %s", error)
+
+    def _standing_by(self, kind: WorkKind) -> Child | None:
+        """Who waits for work; one that has ended meanwhile is put away."""
+        child = self._waiting.get(kind)
+        if child is not None and child.process.poll() is not None:
+            self._waiting.pop(kind).close()
+            return None
+        return child
 
     def close(self) -> None:
         """End whoever stands by."""
@@ -99,6 +100,8 @@ class Trainers:
 
     def _spawn(self, kind: WorkKind, *options: str) -> Child:
         """Every trainer is told its WORKDIR on standard input, so that there is one way to start."""
+        log_file = get_settings().home.absolute() / "logs" / f"trainer-{self.name}.log"
+        log_file.parent.mkdir(parents=True, exist_ok=True)
         read_end, write_end = os.pipe()
         environment = {name: value for name, value in os.environ.items() if not name.startswith(HIDDEN)}
         environment |= self.device.environment() | {
@@ -107,8 +110,6 @@ class Trainers:
             "FINETUNED_MODELS_DIR": str(get_settings().models),
             "HF_HUB_DISABLE_PROGRESS_BARS": "1",  # transformers' too; in a log they are one line of many kilobytes
         }
-        log_file = get_settings().home.absolute() / "logs" / f"trainer-{self.name}.log"
-        log_file.parent.mkdir(parents=True, exist_ok=True)
         try:
             with log_file.open("wb") as log:
                 process = subprocess.Popen(
@@ -120,6 +121,9 @@ class Trainers:
                     pass_fds=(write_end, self.lock),
                     start_new_session=True,
                 )
+        except OSError:
+            os.close(read_end)
+            raise
         finally:
             os.close(write_end)
         return Child(process, read_end)

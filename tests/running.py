@@ -54,6 +54,16 @@ class Service:
         """Rows as a fine-tune file; returns its id."""
         return self.client().files.create(file=(name, tiny.jsonl(rows)), purpose="fine-tune").id
 
+    def submit(self, training_file: str, **hyperparameters: Any) -> str:
+        """Post a LoRA job on the tiny base; returns its id."""
+        job = self.client().fine_tuning.jobs.create(
+            model="tiny",
+            training_file=training_file,
+            seed=7,
+            method={"type": "supervised", "supervised": {"hyperparameters": hyperparameters}},
+        )
+        return job.id
+
     def finished(self, job_id: str, seconds: float = 120, *, every: float = 0.2) -> Any:
         """The job once its status is final; asks every so many seconds."""
         client = self.client()

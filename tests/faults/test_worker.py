@@ -24,15 +24,9 @@ def rows(service: Service) -> str:
 
 
 def submit(service: Service, rows: str, **hyperparameters: Any) -> str:
-    """Post a LoRA job on the tiny base; returns its id. By default it trains for some seconds, and saves often."""
+    """Post a job; returns its id. By default it trains for some seconds, and saves often."""
     given = {"max_steps": STEPS, "save_steps": SAVED_EVERY, "batch_size": 4, "per_device_train_batch_size": 1}
-    job = service.client().fine_tuning.jobs.create(
-        model="tiny",
-        training_file=rows,
-        seed=7,
-        method={"type": "supervised", "supervised": {"hyperparameters": given | hyperparameters}},
-    )
-    return job.id
+    return service.submit(rows, **given | hyperparameters)
 
 
 def status_of(service: Service, job_id: str) -> str:

@@ -21,15 +21,7 @@ def sparing() -> Iterator[Service]:
 
 
 def submit(service: Service, *, max_length: int | str) -> str:
-    job = service.client().fine_tuning.jobs.create(
-        model="tiny",
-        training_file=service.upload(tiny.chat_rows(8)),
-        method={
-            "type": "supervised",
-            "supervised": {"hyperparameters": {"max_length": max_length, "max_steps": 3, "batch_size": 4}},
-        },
-    )
-    return job.id
+    return service.submit(service.upload(tiny.chat_rows(8)), max_length=max_length, max_steps=3, batch_size=4)
 
 
 def expected(service: Service) -> psutil.Process | None:

@@ -93,12 +93,7 @@ def find(service: Service, part: str) -> psutil.Process | None:
 
 def submit(service: Service) -> str:
     """Post a job of a few steps: what a test leaves undone, the next `up` does."""
-    job = service.client().fine_tuning.jobs.create(
-        model="tiny",
-        training_file=service.upload(tiny.chat_rows(8)),
-        method={"type": "supervised", "supervised": {"hyperparameters": {"max_steps": 2, "batch_size": 4}}},
-    )
-    return job.id
+    return service.submit(service.upload(tiny.chat_rows(8)), max_steps=2, batch_size=4)
 
 
 def refused(*options: str, within: float = 20, **environment: str) -> str:

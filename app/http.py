@@ -1,11 +1,12 @@
 """What every route shares: session, caller, pages, request ids, limits, and how a refusal looks."""
 
+import hashlib
 import logging
 import secrets
 from collections.abc import Iterator
 from typing import Annotated, Any, Generic, TypeVar
 
-from fastapi import Depends, FastAPI, Query, Request
+from fastapi import Depends, FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
@@ -72,6 +73,17 @@ def list_of(page: Page[Any], shown: list[T]) -> ListRead[T]:
     return ListRead(
         data=shown, has_more=page.has_more, first_id=ids[0] if ids else None, last_id=ids[-1] if ids else None
     )
+
+
+def conditional(request: Request, body: BaseModel) -> Response:
+    """An answer with its `ETag`, or 304 without a body for a caller that has it already."""
+    content = body.model_dump_json().encode()
+    etag = f'"{hashlib.blake2b(content, digest_size=16).hexdigest()}"'
+    headers = {"etag": etag, "cache-control": "private, no-cache"}
+    known = request.headers.get("if-none-match", "")
+    if known == "*" or etag in (tag.strip().removeprefix("W/") for tag in known.split(",")):
+        return Response(status_code=304, headers=headers)
+    return Response(content, media_type="application/json", headers=headers)
 
 
 class ErrorBody(BaseModel):

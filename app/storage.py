@@ -164,6 +164,13 @@ class Storage:
         except FileNotFoundError:
             return None
 
+    def delete_manifest(self, key: str) -> None:
+        """Forget a document; fine if it is gone already."""
+        try:
+            self._files.rm_file(self._path(key))
+        except FileNotFoundError:
+            return
+
     def manifests(self, prefix: str) -> list[str]:
         """Keys of the manifests under a prefix, in the order of their names."""
         try:

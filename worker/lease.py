@@ -27,6 +27,9 @@ class Wish(StrEnum):
     CANCEL = "cancel"
     """The job's owner wishes it."""
 
+    PAUSE = "pause"
+    """Likewise; what was learnt is kept."""
+
     SHUTDOWN = "shutdown"
     """The worker is to end."""
 
@@ -90,8 +93,13 @@ class Lease:
             log.warning("attempt %d at %s was taken over", self._claim.attempt, self._claim.subject)
             self._wish = Wish.TAKEN_OVER
             return
-        if desired is Desired.CANCEL:
-            self._wish = Wish.CANCEL
+        match desired:
+            case Desired.CANCEL:
+                self._wish = Wish.CANCEL
+            case Desired.PAUSE:
+                self._wish = Wish.PAUSE
+            case Desired.RUN:  # a trainer that has been told to pause ends all the same, and its job is queued again
+                pass
 
     def _listen(self, listener: psycopg.Connection[tuple[object, ...]]) -> None:
         """Wait for a wish until the next heartbeat is due; look up often enough to end with the attempt."""

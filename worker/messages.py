@@ -7,6 +7,9 @@ from typing import Literal
 
 import msgspec
 
+OFFERED = "offered"
+"""WORKDIR/offered holds a folder for each checkpoint, complete, to be published and removed by the worker."""
+
 
 class Message(msgspec.Struct, frozen=True, tag_field="type", tag=str.lower, omit_defaults=True):
     """A line on the pipe; `type` is the class's name in lower case."""
@@ -48,7 +51,7 @@ class Eval(Message, frozen=True):
 
 
 class Checkpoint(Message, frozen=True):
-    """A checkpoint was written and verified; `name` is its folder in WORKDIR/checkpoints."""
+    """A checkpoint was written and verified; `name` is its folder in WORKDIR/checkpoints, and in WORKDIR/offered."""
 
     step: int
     name: str

@@ -27,6 +27,11 @@ class Cancelled:
 
 
 @dataclass(frozen=True, slots=True)
+class Paused:
+    """Its owner wished to set it aside; a checkpoint was saved where there was time for it."""
+
+
+@dataclass(frozen=True, slots=True)
 class Interrupted:
     """The worker is shutting down; a checkpoint was saved where there was time for it."""
 
@@ -50,4 +55,4 @@ class Failed:
         return {"code": self.code, "message": self.message, "param": self.param}
 
 
-Outcome = FilesPrepared | Published | Cancelled | Interrupted | TakenOver | Failed
+Outcome = FilesPrepared | Published | Cancelled | Paused | Interrupted | TakenOver | Failed

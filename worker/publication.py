@@ -1,49 +1,148 @@
-"""A folder of weights becomes a result: files to blobs, the card, and the manifest last."""
+"""A folder of weights becomes a model of the registry: files to blobs, the card, and the manifest last."""
 
 import json
+import logging
+import shutil
+import threading
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
+from sqlalchemy.exc import SQLAlchemyError
+
+from app.db import new_session
+from app.errors import IllegalMove
 from app.failpoints import failpoint
+from app.files import service as files
 from app.files.models import File
+from app.jobs import lifecycle
 from app.jobs.models import Job
 from app.jobs.prepared import Prepared
 from app.registry import card
-from app.registry.manifest import Manifest, PublishedFile, TrainingFile, TrainingReport, as_document
-from app.registry.service import name_of_result
-from app.storage import Blob, Storage
+from app.registry import service as registry
+from app.registry.manifest import Manifest, PublishedFile, TrainingFile, TrainingReport, as_document, is_whole
+from app.settings import get_settings
+from app.storage import Blob, Damaged, Storage
+from app.work import lifecycle as work
 from app.work.lifecycle import Claim
+from worker import messages
+from worker.messages import AnyMessage
+
+log = logging.getLogger(__name__)
 
 REFUSED = {".bin", ".pt", ".pth", ".pkl", ".ckpt"}
 """Pickles, which run code when they are loaded: published weights are safetensors."""
 
 
-def publish(
-    folder: Path, storage: Storage, *, claim: Claim, job: Job, prepared: Prepared, file: File, project_name: str
-) -> tuple[Manifest, str]:
-    """Store a trainer's result folder and write its manifest. Returns the manifest and its sha256.
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """What a job's models say of where they come from."""
+
+    claim: Claim
+    job: Job
+    prepared: Prepared
+    file: File
+    project_name: str
+
+
+def publish(folder: Path, storage: Storage, origin: Origin, *, step: int | None = None) -> tuple[Manifest, str]:
+    """Store a result, or the checkpoint of a step, and write its manifest. Returns the manifest and its sha256.
 
     Raises `ValueError` for a folder that holds a pickle.
     """
     report = TrainingReport.model_validate(json.loads((folder / "metrics.json").read_text()))
     stored = [_published(path, folder, storage) for path in sorted(folder.rglob("*")) if path.is_file()]
-    spec = job.current_spec
+    job, spec = origin.job, origin.job.current_spec
+    name = registry.name_of_result(spec.model, origin.project_name, spec.suffix, job_id=job.id)
     manifest = Manifest(
-        id=name_of_result(spec.model, project_name, spec.suffix),
+        id=name if step is None else registry.name_of_checkpoint(name, step),
         project_id=job.project_id,
         job_id=job.id,
-        attempt=claim.attempt,
+        attempt=origin.claim.attempt,
+        step=step,
+        parent=spec.model if origin.prepared.parent else None,
         kind="full" if spec.tuning.type == "full" else "adapter",
-        base=prepared.base,
-        training_file=TrainingFile(id=file.id, sha256=file.sha256),
+        base=origin.prepared.base,
+        training_file=TrainingFile(id=origin.file.id, sha256=origin.file.sha256),
         spec=spec,
         report=report,
         files=stored,
     )
     manifest = _with_card(manifest, storage)
-    failpoint("before_manifest")
+    failpoint("before_manifest" if step is None else "before_checkpoint_manifest")
     sha256 = storage.write_manifest(manifest.key, as_document(manifest))
-    failpoint("after_manifest")
+    failpoint("after_manifest" if step is None else "after_checkpoint_manifest")
     return manifest, sha256
+
+
+class CheckpointPublisher:
+    """Enters checkpoints in the registry while training goes on, from a thread of its own.
+
+    What cannot be published now is tried again with the next one, and at the end. It is never a reason to stop.
+    """
+
+    def __init__(self, folder: Path, storage: Storage, origin: Origin) -> None:
+        self._folder = folder / messages.OFFERED
+        self._storage = storage
+        self._origin = origin
+        self._offered = threading.Event()
+        self._over = False
+        self._thread = threading.Thread(target=self._publish_until_over, name="checkpoints", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """All that were offered are entered before the attempt is settled."""
+        self._over = True
+        self._offered.set()
+        self._thread.join()
+
+    def hear(self, message: AnyMessage) -> None:
+        """Never waits."""
+        if isinstance(message, messages.Checkpoint):
+            self._offered.set()
+
+    def _publish_until_over(self) -> None:
+        over = False
+        while not over:
+            self._offered.wait()
+            self._offered.clear()
+            over = self._over  # before the look into the folder: nothing is offered after the end
+            try:
+                self._publish_offered()
+            except IllegalMove:
+                return  # not ours any more: the lease says so to whoever stops the trainer
+            except (SQLAlchemyError, OSError, Damaged, ValueError):
+                log.exception(
+                    "attempt %d at %s: checkpoint not published yet", self._claim.attempt, self._claim.subject
+                )
+
+    @property
+    def _claim(self) -> Claim:
+        return self._origin.claim
+
+    def _publish_offered(self) -> None:
+        """Those of earlier attempts too: an attempt takes over the folder of the one before."""
+        steps = {int(path.name.rsplit("-", 1)[-1]): path for path in self._folder.glob("checkpoint-*[0-9]")}
+        for step, path in sorted(steps.items()):
+            with new_session() as session, session.begin():
+                entered = registry.has_checkpoint(session, self._claim.subject, step)
+            if not entered:
+                self._enter(*publish(path, self._storage, self._origin, step=step))
+            shutil.rmtree(path, ignore_errors=True)
+
+    def _enter(self, manifest: Manifest, manifest_sha256: str) -> None:
+        with new_session() as session, session.begin():
+            work.require_held(session, self._claim)
+            files.keep_blobs(session)
+            if not is_whole(manifest, self._storage):
+                raise Damaged("a file was deleted with another model in the moment it was stored for this one")
+            model = registry.register(session, manifest, manifest_sha256=manifest_sha256)
+            extra = manifest.report.model_extra or {}
+            lifecycle.enter_checkpoint(session, model, extra["checkpoint"])
+            registry.keep_newest_checkpoints(session, model.job_id, get_settings().checkpoints_kept)
 
 
 def _published(path: Path, folder: Path, storage: Storage) -> PublishedFile:
@@ -54,8 +153,8 @@ def _published(path: Path, folder: Path, storage: Storage) -> PublishedFile:
 
 def _with_card(manifest: Manifest, storage: Storage) -> Manifest:
     text = storage.put_bytes(card.render(manifest).encode())
-    files = sorted([*manifest.files, _as_published("README.md", text)], key=lambda file: file.name)
-    return manifest.model_copy(update={"files": files})
+    published = sorted([*manifest.files, _as_published("README.md", text)], key=lambda file: file.name)
+    return manifest.model_copy(update={"files": published})
 
 
 def _as_published(name: str, blob: Blob) -> PublishedFile:

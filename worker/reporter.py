@@ -108,12 +108,10 @@ class Reporter:
             case messages.Eval(step=step, loss=loss, mean_token_accuracy=accuracy):
                 data = {"step": step, "valid_loss": loss, "valid_mean_token_accuracy": accuracy}
                 batch.measured.append((f"Step {step}: validation loss={loss:.4f}", data))
-            case messages.Checkpoint(step=step):
-                batch.told.append(("info", f"Checkpoint created at step {step}"))
             case messages.Notice(level=level, message=text):
                 batch.told.append((level, text))
-            case messages.Done() | messages.Stopped() | messages.Failed():
-                pass  # the attempt's outcome says it
+            case messages.Checkpoint() | messages.Done() | messages.Stopped() | messages.Failed():
+                pass  # the registry's row says it, and the attempt's outcome
 
 
 def _step(metrics: messages.Metrics) -> tuple[str, dict[str, Any]]:

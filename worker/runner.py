@@ -18,15 +18,17 @@ from app.errors import IllegalMove
 from app.failpoints import failpoint
 from app.files import service as files
 from app.files.models import File
-from app.jobs import lifecycle
+from app.jobs import lifecycle, metrics, parents
 from app.jobs import service as jobs
 from app.jobs.models import Job
 from app.jobs.prepared import Prepared
 from app.planning import recipes
 from app.registry import manifest as manifests
 from app.registry import service as registry
+from app.registry.manifest import Manifest
+from app.registry.models import RegisteredModel
 from app.settings import get_settings
-from app.storage import Damaged, Storage, get_storage
+from app.storage import Damaged, get_storage
 from app.work import lifecycle as work
 from app.work.lifecycle import Claim, Who
 from app.work.service import CPU
@@ -34,8 +36,8 @@ from app.work.status import WorkKind
 from worker import messages, workspace
 from worker.lease import Lease
 from worker.messages import AnyMessage
-from worker.outcomes import Cancelled, Failed, FilesPrepared, Interrupted, Outcome, Published, TakenOver
-from worker.publication import publish
+from worker.outcomes import Cancelled, Failed, FilesPrepared, Interrupted, Outcome, Paused, Published, TakenOver
+from worker.publication import CheckpointPublisher, Origin, publish
 from worker.reporter import Reporter
 from worker.shutdown import shutting_down
 from worker.standby import Trainers
@@ -100,10 +102,12 @@ class Slot:
 
     def _prepare(self, claim: Claim, folder: Path, lease: Lease, reporter: Reporter) -> Outcome:
         storage = get_storage()
-        job, given = _job_and_files(claim)
+        job, given, parent = _given(claim)
         queue.ring(job.queue)  # whoever will train it may make ready
+        if parent is not None:
+            workspace.fill_parent(folder, parent, storage)
         workspace.fill_for_preparing(folder, job, given, storage)
-        ending = self._attend(claim, folder, lease, reporter)
+        ending = self._attend(claim, folder, lease, reporter.hear)
         if not isinstance(ending, Finished):
             return ending
         prepared = Prepared.model_validate_json((folder / "prepared.json").read_text())
@@ -117,33 +121,32 @@ class Slot:
         if (whole := manifests.newest_whole(storage, claim.subject)) is not None:
             # An attempt before this one got as far as the commit point: nothing is trained twice.
             return Published(whole, storage.write_manifest(whole.key, manifests.as_document(whole)))
-        job, given = _job_and_files(claim)
+        job, given, parent = _given(claim)
         prepared = Prepared.model_validate(job.prepared)
+        if parent is not None:
+            workspace.fill_parent(folder, parent, storage)
         workspace.fill_for_training(folder, job, prepared, storage)
-        ending = self._attend(claim, folder, lease, reporter)
-        if not isinstance(ending, Finished):
-            return ending
-        return _publish(claim, folder, storage, job, prepared, given["training_file"])
+        origin = Origin(claim, job, prepared, given["training_file"], _project_name(job))
+        with CheckpointPublisher(folder, storage, origin) as publisher:
 
-    def _attend(self, claim: Claim, folder: Path, lease: Lease, reporter: Reporter) -> Ending:
+            def hear(message: AnyMessage) -> None:
+                reporter.hear(message)
+                publisher.hear(message)
+                # On a CPU the next trainer starts only at the end: its imports would take the cores that train.
+                if isinstance(message, messages.Metrics) and self.who.device["kind"] == "cuda":
+                    self.trainers.stand_by(claim.kind)
+
+            ending = self._attend(claim, folder, lease, hear)
+        return Published(*publish(folder / "result", storage, origin)) if isinstance(ending, Finished) else ending
+
+    def _attend(self, claim: Claim, folder: Path, lease: Lease, hear: Callable[[AnyMessage], None]) -> Ending:
         """Run a trainer on the folder, and have the next one stand by."""
         child = self.trainers.start(claim.kind, folder)
         try:
-            return attend(child, lease, folder / "trainer.log", self._hearing(claim, reporter))
+            return attend(child, lease, folder / "trainer.log", hear)
         finally:
             child.close()
             self.trainers.stand_by(claim.kind)
-
-    def _hearing(self, claim: Claim, reporter: Reporter) -> Callable[[AnyMessage], None]:
-        """Report every message. On a GPU the next trainer starts with the first step; on a CPU only at the end,
-        since its imports would take the cores that train."""
-
-        def hear(message: AnyMessage) -> None:
-            reporter.hear(message)
-            if isinstance(message, messages.Metrics) and self.who.device["kind"] == "cuda":
-                self.trainers.stand_by(claim.kind)
-
-        return hear
 
 
 def settle(claim: Claim, outcome: Outcome) -> None:
@@ -181,11 +184,11 @@ def _settle(claim: Claim, outcome: Outcome) -> str | None:
                 _queue_training(session, claim, prepared)
             case Published(manifest, manifest_sha256):
                 work.require_held(session, claim)  # the table's one row a job would answer a zombie with a crash
-                result = registry.register(session, manifest, manifest_sha256=manifest_sha256)
-                failpoint("before_success")
-                lifecycle.succeed(session, claim, result, trained_tokens=manifest.report.trained_tokens)
+                _succeed(session, claim, manifest, manifest_sha256)
             case Cancelled():
                 lifecycle.stop(session, claim)
+            case Paused():
+                lifecycle.requeue(session, claim, outcome="paused")
             case Interrupted():
                 lifecycle.requeue(session, claim)
             case Failed(retryable=True) if claim.failed_attempts < get_settings().max_retries:
@@ -213,30 +216,34 @@ def _queue_training(session: Session, claim: Claim, prepared: Prepared) -> None:
     )
 
 
-def _publish(claim: Claim, folder: Path, storage: Storage, job: Job, prepared: Prepared, file: File) -> Published:
-    with new_session() as session, session.begin():
-        project = session.get_one(Project, job.project_id)
-    manifest, sha256 = publish(
-        folder / "result",
-        storage,
-        claim=claim,
-        job=job,
-        prepared=prepared,
-        file=file,
-        project_name=project.name,
-    )
-    return Published(manifest, sha256)
+def _succeed(session: Session, claim: Claim, manifest: Manifest, manifest_sha256: str) -> None:
+    """The registry's row, the file of metrics and the job's end. Raises `Damaged` for a result that lost a blob."""
+    storage = get_storage()
+    files.keep_blobs(session)
+    if not manifests.is_whole(manifest, storage):
+        raise Damaged("a file was deleted with another model in the moment it was stored for this one")
+    result = registry.register(session, manifest, manifest_sha256=manifest_sha256)
+    failpoint("before_success")
+    table = storage.put_bytes(metrics.as_csv(metrics.series(session, claim.subject)).encode())
+    file = files.enter_results(session, manifest.project_id, table)
+    lifecycle.succeed(session, claim, result, trained_tokens=manifest.report.trained_tokens, result_files=[file.id])
 
 
-def _job_and_files(claim: Claim) -> tuple[Job, dict[str, File]]:
-    """The job, and its files by the spec's names for them."""
+def _given(claim: Claim) -> tuple[Job, dict[str, File], RegisteredModel | None]:
+    """The job, its files by the spec's names for them, and the registry model that it starts from."""
     with new_session() as session, session.begin():
         job = session.get_one(Job, claim.subject)
         spec = job.current_spec
         given = {"training_file": files.used(session, job.project_id, spec.training_file)}
         if spec.validation_file is not None:
             given["validation_file"] = files.used(session, job.project_id, spec.validation_file)
-        return job, given
+        parent = registry.used(session, job.project_id, spec.model) if parents.is_parent(spec.model) else None
+        return job, given, parent
+
+
+def _project_name(job: Job) -> str:
+    with new_session() as session, session.begin():
+        return session.get_one(Project, job.project_id).name
 
 
 def _delay(failed_attempts: int) -> timedelta:

@@ -15,7 +15,7 @@ from app.settings import get_settings
 from worker import messages
 from worker.lease import Lease, Wish
 from worker.messages import AnyMessage
-from worker.outcomes import Cancelled, Failed, Interrupted, TakenOver
+from worker.outcomes import Cancelled, Failed, Interrupted, Paused, TakenOver
 from worker.standby import Child
 
 log = logging.getLogger(__name__)
@@ -29,7 +29,7 @@ class Finished:
     """The trainer said `Done` and ended well."""
 
 
-Ending = Finished | Cancelled | Interrupted | TakenOver | Failed
+Ending = Finished | Cancelled | Paused | Interrupted | TakenOver | Failed
 
 
 def attend(child: Child, lease: Lease, log_file: Path, hear: Callable[[AnyMessage], None]) -> Ending:
@@ -65,6 +65,9 @@ class Stop:
         match wish:
             case Wish.CANCEL:
                 self._child.signal(signal.SIGINT)
+                self._deadline = time.monotonic() + settings.stop_grace.total_seconds()
+            case Wish.PAUSE:
+                self._child.signal(signal.SIGTERM)
                 self._deadline = time.monotonic() + settings.stop_grace.total_seconds()
             case Wish.SHUTDOWN:
                 self._child.signal(signal.SIGTERM)
@@ -126,6 +129,8 @@ def _ending(last: AnyMessage | None, returncode: int, wish: Wish | None, log_fil
             pass
     if wish is Wish.CANCEL:
         return Cancelled()
+    if wish is Wish.PAUSE:
+        return Paused()
     if wish is Wish.SHUTDOWN:
         return Interrupted()
     return Failed("worker_lost", _how_it_died(returncode, log_file), retryable=True)

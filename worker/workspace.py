@@ -13,7 +13,8 @@ from app.db import new_session
 from app.files.models import File
 from app.jobs import service as jobs
 from app.jobs.models import Job
-from app.jobs.prepared import Prepared
+from app.jobs.prepared import BaseIdentity, Parent, Prepared
+from app.registry.models import RegisteredModel
 from app.settings import get_settings
 from app.storage import Storage
 from app.work import service as work_service
@@ -36,6 +37,18 @@ def opened(claim: Claim) -> Path:
         before.rename(folder)
     folder.mkdir(exist_ok=True, mode=0o700)
     return folder
+
+
+def fill_parent(folder: Path, model: RegisteredModel, storage: Storage) -> None:
+    """The registry model that the job starts from: its files, and last what it is."""
+    if (folder / "parent.json").exists():
+        return
+    for file in model.files:
+        target = folder / "parent" / file["name"]
+        target.parent.mkdir(parents=True, exist_ok=True)
+        storage.fetch(file["sha256"], target)
+    parent = Parent(id=model.id, kind=model.kind, base=BaseIdentity.model_validate(model.base))
+    (folder / "parent.json").write_text(parent.model_dump_json(indent=2))
 
 
 def fill_for_preparing(folder: Path, job: Job, files: dict[str, File], storage: Storage) -> None:

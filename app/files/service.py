@@ -12,9 +12,11 @@ from app.errors import InvalidRequest, NotFound
 from app.files import formats
 from app.files.models import File
 from app.pages import Page, page_of
-from app.storage import Incoming, Storage
+from app.storage import Blob, Incoming, Storage
 
 FINE_TUNE = "fine-tune"
+RESULTS = "fine-tune-results"
+"""Made by the service; nobody uploads one."""
 PURPOSES = ("assistants", "batch", FINE_TUNE, "vision", "user_data", "evals")
 BLOBS_LOCK = 0x66696C65
 """Advisory lock: shared while a blob gets its row, exclusive while blobs without rows are deleted."""
@@ -35,22 +37,19 @@ def receive(
     rows, problem = _judge(incoming) if purpose == FINE_TUNE else (None, None)
     # Storing the bytes is a copy over the network where storage is a bucket, with this transaction open.
     session.execute(text("SET LOCAL idle_in_transaction_session_timeout = 0"))
-    session.execute(text("SELECT pg_advisory_xact_lock_shared(:lock)"), {"lock": BLOBS_LOCK})
+    keep_blobs(session)
     blob = storage.commit(incoming)
-    file = File(
-        id=new_id("file-"),
-        project_id=project.id,
-        purpose=purpose,
-        filename=display_name(filename),
-        bytes=blob.bytes,
-        sha256=blob.sha256,
-        rows=rows,
-        status="error" if problem else "processed",
-        status_details=problem,
-    )
-    session.add(file)
-    session.flush()
-    return file
+    return _enter(session, project.id, blob, purpose=purpose, filename=filename, rows=rows, problem=problem)
+
+
+def enter_results(session: Session, project_id: str, blob: Blob) -> File:
+    """A job's metrics, step by step. Its bytes are stored, under the lock that `keep_blobs` takes."""
+    return _enter(session, project_id, blob, purpose=RESULTS, filename="step_metrics.csv")
+
+
+def keep_blobs(session: Session) -> None:
+    """Let no blob be deleted until this transaction ends: what it finds stored stays until it has its row."""
+    session.execute(text("SELECT pg_advisory_xact_lock_shared(:lock)"), {"lock": BLOBS_LOCK})
 
 
 def get(session: Session, project: Project, file_id: str) -> File:
@@ -101,6 +100,32 @@ def display_name(filename: str) -> str:
     last = filename.replace("\\", "/").rsplit("/", 1)[-1]
     shown = "".join(char for char in last if unicodedata.category(char)[0] != "C").strip()
     return shown[:255] or "file"
+
+
+def _enter(
+    session: Session,
+    project_id: str,
+    blob: Blob,
+    *,
+    purpose: str,
+    filename: str,
+    rows: int | None = None,
+    problem: str | None = None,
+) -> File:
+    file = File(
+        id=new_id("file-"),
+        project_id=project_id,
+        purpose=purpose,
+        filename=display_name(filename),
+        bytes=blob.bytes,
+        sha256=blob.sha256,
+        rows=rows,
+        status="error" if problem else "processed",
+        status_details=problem,
+    )
+    session.add(file)
+    session.flush()
+    return file
 
 
 def _judge(incoming: Incoming) -> tuple[int | None, str | None]:

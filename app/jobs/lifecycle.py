@@ -9,9 +9,10 @@ from typing import Any
 from sqlalchemy import func, update
 from sqlalchemy.orm import Session
 
+from app.db import new_id
 from app.errors import IllegalMove
 from app.jobs import events
-from app.jobs.models import Job
+from app.jobs.models import Job, JobCheckpoint
 from app.jobs.prepared import Prepared
 from app.jobs.spec import JobSpec
 from app.jobs.status import FINAL, JobStatus, sources
@@ -31,8 +32,11 @@ def submit(session: Session, job: Job) -> None:
     session.flush()
     priority = JobSpec.model_validate(job.spec).resources.priority
     work_service.enqueue(session, WorkKind.PREPARE, subject=job.id, queue=PREPARE, priority=priority)
-    events.tell(session, job.id, f"Created fine-tuning job: {job.id}")
-    events.tell(session, job.id, f"Validating training file: {job.spec['training_file']}")
+    events.begin(
+        session,
+        job.id,
+        [f"Created fine-tuning job: {job.id}", f"Validating training file: {job.spec['training_file']}"],
+    )
 
 
 def claim(session: Session, queue: str, *, who: Who, lease: timedelta) -> Claim | None:
@@ -48,8 +52,8 @@ def claim(session: Session, queue: str, *, who: Who, lease: timedelta) -> Claim 
 def queue_training(
     session: Session, holder: Claim, *, prepared: Prepared, resolved: JobSpec, warnings: list[Guardrail]
 ) -> None:
-    """The files are prepared: queue the training, unless the job was cancelled meanwhile."""
-    if _cancel_is_wished(session, holder):
+    """The files are prepared: queue the training, unless the job was cancelled or paused meanwhile."""
+    if _wish_for(session, holder) is Desired.CANCEL:
         stop(session, holder)
         return
     work.succeed(session, holder)
@@ -70,10 +74,22 @@ def queue_training(
     for found in warnings:
         events.tell(session, job.id, f"{found.message} {found.suggestion or ''}".strip(), level="warn")
     events.tell(session, job.id, "Files validated, moving job to queued state")
+    if job.desired == Desired.PAUSE:
+        pause(session, job)
 
 
-def succeed(session: Session, holder: Claim, result: RegisteredModel, *, trained_tokens: int) -> None:
-    """The result is in the registry, in this same transaction."""
+def enter_checkpoint(session: Session, model: RegisteredModel, metrics: dict[str, Any]) -> None:
+    """A checkpoint is in the registry, in this same transaction."""
+    session.add(
+        JobCheckpoint(id=new_id("ftckpt_"), job_id=model.job_id, model=model.id, step=model.step, metrics=metrics)
+    )
+    events.tell(session, model.job_id, f"Checkpoint created at step {model.step}")
+
+
+def succeed(
+    session: Session, holder: Claim, result: RegisteredModel, *, trained_tokens: int, result_files: list[str]
+) -> None:
+    """The result is in the registry, and the metrics' file among the files, in this same transaction."""
     work.succeed(session, holder)
     job = _move(
         session,
@@ -81,6 +97,7 @@ def succeed(session: Session, holder: Claim, result: RegisteredModel, *, trained
         JobStatus.SUCCEEDED,
         fine_tuned_model=result.id,
         trained_tokens=trained_tokens,
+        result_files=result_files,
         finished_at=func.now(),
     )
     events.tell(session, job.id, f"New fine-tuned model created: {result.id}")
@@ -89,7 +106,7 @@ def succeed(session: Session, holder: Claim, result: RegisteredModel, *, trained
 
 def fail(session: Session, holder: Claim, error: dict[str, Any]) -> None:
     """Give the job up, with the reason; one that its owner cancelled meanwhile is cancelled."""
-    if _cancel_is_wished(session, holder):
+    if _wish_for(session, holder) is Desired.CANCEL:
         stop(session, holder)
         return
     work.fail(session, holder, error)
@@ -99,24 +116,27 @@ def fail(session: Session, holder: Claim, error: dict[str, Any]) -> None:
 
 def retry(session: Session, holder: Claim, error: dict[str, Any], *, delay: timedelta, outcome: str = "failed") -> None:
     """Hand a job back after a failure of the infrastructure; one that its owner cancelled ends instead."""
-    if _cancel_is_wished(session, holder):
+    wish = _wish_for(session, holder)
+    if wish is Desired.CANCEL:
         stop(session, holder)
         return
     work.retry(session, holder, error, delay=delay, outcome=outcome)
-    _hand_back(session, holder)
     seconds = round(delay.total_seconds())
     when = f"trying again in {seconds} s" if seconds else "trying again"
     events.tell(session, holder.subject, f"Attempt {holder.attempt} failed: {error['message']} – {when}", level="warn")
+    _hand_back(session, holder, wish)
 
 
-def requeue(session: Session, holder: Claim) -> None:
-    """Hand a job back unharmed: its worker is shutting down."""
-    if _cancel_is_wished(session, holder):
+def requeue(session: Session, holder: Claim, *, outcome: str = "interrupted") -> None:
+    """Hand a job back unharmed: its worker is shutting down, or its owner has paused it."""
+    wish = _wish_for(session, holder)
+    if wish is Desired.CANCEL:
         stop(session, holder)
         return
-    work.requeue(session, holder)
-    _hand_back(session, holder)
-    events.tell(session, holder.subject, "The worker is shutting down; the job goes on with the next one")
+    work.requeue(session, holder, outcome=outcome)
+    if outcome == "interrupted":
+        events.tell(session, holder.subject, "The worker is shutting down; the job goes on with the next one")
+    _hand_back(session, holder, wish)
 
 
 def stop(session: Session, holder: Claim) -> None:
@@ -148,17 +168,68 @@ def cancel(session: Session, job: Job) -> Job:
     return job
 
 
-def _hand_back(session: Session, holder: Claim) -> None:
-    if holder.kind is WorkKind.TRAIN:
-        _move(session, holder.subject, JobStatus.QUEUED)
+def pause(session: Session, job: Job, *, by: str = "user") -> Job:
+    """Set aside at once what waits; what runs saves a checkpoint and ends with its step, what is validated ends that.
+
+    Idempotent. Raises `IllegalMove` for a job that has ended, or is being cancelled.
+    """
+    still_running = work.pause(session, job.id, WorkKind.TRAIN)
+    session.refresh(job)
+    status = JobStatus(job.status)
+    if status is JobStatus.PAUSED:
+        return job
+    _require_going_on(job, "paused")
+    if still_running or status is JobStatus.VALIDATING_FILES:
+        if job.desired != Desired.PAUSE:
+            job.desired = Desired.PAUSE
+            when = "with its current step" if still_running else "once its files are validated"
+            events.tell(session, job.id, f"Pausing: the job is set aside {when}")
+        return job
+    job = _move(session, job.id, JobStatus.PAUSED, desired=Desired.PAUSE, paused_by=by)
+    events.tell(session, job.id, "The job was paused")
+    return job
 
 
-def _cancel_is_wished(session: Session, holder: Claim) -> bool:
+def resume(session: Session, job: Job) -> Job:
+    """Queue a paused job again, where it goes on from its last checkpoint; take back a pause that is only wished.
+
+    Idempotent: a job that runs or waits is left as it is. Raises `IllegalMove` for one that has ended.
+    """
+    work.resume(session, job.id)
+    session.refresh(job)
+    _require_going_on(job, "resumed")
+    if job.status == JobStatus.PAUSED:
+        job = _move(session, job.id, JobStatus.QUEUED, desired=Desired.RUN)
+        events.tell(session, job.id, "The job was resumed")
+    elif job.desired == Desired.PAUSE:
+        job.desired = Desired.RUN
+        events.tell(session, job.id, "The pause was taken back")
+    return job
+
+
+def _require_going_on(job: Job, done_to: str) -> None:
+    if job.status in FINAL:
+        raise IllegalMove(f"Job {job.id} has {job.status} already and cannot be {done_to}.")
+    if job.desired == Desired.CANCEL:
+        raise IllegalMove(f"Job {job.id} is being cancelled and cannot be {done_to}.")
+
+
+def _hand_back(session: Session, holder: Claim, wish: Desired) -> None:
+    if holder.kind is not WorkKind.TRAIN:
+        return
+    job = _move(session, holder.subject, JobStatus.QUEUED)
+    if wish is Desired.PAUSE:
+        pause(session, job)
+
+
+def _wish_for(session: Session, holder: Claim) -> Desired:
+    """What is wished of an attempt, and stays so until this transaction ends."""
     held = session.get(Work, holder.work_id, with_for_update=True, populate_existing=True)
-    return held is not None and held.attempt == holder.attempt and held.desired == Desired.CANCEL
+    return Desired(held.desired) if held is not None and held.attempt == holder.attempt else Desired.RUN
 
 
 def _move(session: Session, job_id: str, target: JobStatus, **values: Any) -> Job:
+    values.setdefault("paused_by", None)
     job = session.scalar(
         update(Job)
         .where(Job.id == job_id, Job.status.in_(sources(target)))

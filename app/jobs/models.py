@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from sqlalchemy import BigInteger, CheckConstraint, ForeignKey, Index
+from sqlalchemy import BigInteger, CheckConstraint, ForeignKey, Index, UniqueConstraint, text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from app.db import Base, CreatedAt, Seq, Time
@@ -23,7 +23,11 @@ class Job(Base):
         CheckConstraint(f"(finished_at IS NOT NULL) = (status IN ({_final}))", "finished_when_final"),
         CheckConstraint("(fine_tuned_model IS NOT NULL) = (status = 'succeeded')", "result_when_succeeded"),
         CheckConstraint("(error IS NOT NULL) = (status = 'failed')", "error_when_failed"),
+        CheckConstraint("(paused_by IS NOT NULL) = (status = 'paused')", "paused_by_somebody"),
         Index("ix_jobs_project", "project_id", "seq"),
+        Index("ix_jobs_metadata", text("(spec -> 'metadata')"), postgresql_using="gin"),
+        Index("ix_jobs_request", "project_id", "request_sha256", "seq"),
+        UniqueConstraint("project_id", "idempotency_key"),
     )
 
     id: Mapped[str] = mapped_column(primary_key=True)
@@ -37,6 +41,8 @@ class Job(Base):
     """A `Prepared`: what preparing found."""
     status: Mapped[str] = mapped_column(server_default=JobStatus.VALIDATING_FILES)
     desired: Mapped[str] = mapped_column(server_default=Desired.RUN)
+    paused_by: Mapped[str | None]
+    """`user`."""
     queue: Mapped[str]
     """The worker class that trains it."""
     warnings: Mapped[list[Any]] = mapped_column(server_default="[]")
@@ -44,6 +50,11 @@ class Job(Base):
     error: Mapped[dict[str, Any] | None]
     fine_tuned_model: Mapped[str | None]
     trained_tokens: Mapped[int | None] = mapped_column(BigInteger)
+    result_files: Mapped[list[Any]] = mapped_column(server_default="[]")
+    """Ids of files with purpose `fine-tune-results`: the metrics, step by step."""
+    request_sha256: Mapped[str | None]
+    """Of the spec as it was sent: how a repeated request is known."""
+    idempotency_key: Mapped[str | None]
     created_at: Mapped[CreatedAt]
     started_at: Mapped[Time | None]
     finished_at: Mapped[Time | None]
@@ -52,6 +63,22 @@ class Job(Base):
     def current_spec(self) -> JobSpec:
         """The resolved spec where there is one, else the spec as asked for."""
         return JobSpec.model_validate(self.resolved or self.spec)
+
+
+class JobCheckpoint(Base):
+    """A model from the middle of a job; its weights are in the registry."""
+
+    __tablename__ = "job_checkpoints"
+    __table_args__ = (Index("ix_job_checkpoints_job", "job_id", "seq"),)
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    seq: Mapped[Seq]
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"))
+    model: Mapped[str] = mapped_column(ForeignKey("registered_models.id", ondelete="CASCADE"), unique=True)
+    step: Mapped[int]
+    metrics: Mapped[dict[str, Any]]
+    """In OpenAI's names: `step`, `train_loss`, …"""
+    created_at: Mapped[CreatedAt]
 
 
 class JobEvent(Base):

@@ -1,5 +1,7 @@
 """What preparing a job found: the facts that resolve its spec, and the rows as the trainer will see them."""
 
+from typing import Literal
+
 from pydantic import BaseModel, ConfigDict, Field
 
 
@@ -15,6 +17,16 @@ class BaseIdentity(BaseModel):
     weights_sha256: str
     tokenizer_sha256: str
     chat_template_sha256: str | None = Field(description="None where the base has no chat template.")
+
+
+class Parent(BaseModel):
+    """The registry model that a job starts from: `WORKDIR/parent.json`, its files in `WORKDIR/parent`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    id: str
+    kind: Literal["adapter", "full"]
+    base: BaseIdentity = Field(description="What it was trained on; an adapter goes on training on this and no other.")
 
 
 class PreparedFile(BaseModel):
@@ -36,6 +48,7 @@ class Prepared(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     base: BaseIdentity
+    parent: Parent | None = None
     model_type: str = Field(description="`config.json`'s, such as `llama`; the family whose rates a recipe knows.")
     hidden_size: int
     context_length: int

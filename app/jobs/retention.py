@@ -8,26 +8,33 @@ from sqlalchemy.orm import Session
 from app.files import service as files
 from app.files.models import File
 from app.jobs.models import Job
+from app.registry import service as registry
 from app.registry.models import RegisteredModel
 from app.storage import Storage
 
 
 def delete_unused_blobs(session: Session, storage: Storage, *, age: timedelta) -> int:
-    """Delete the bytes of files deleted so long ago that no unfinished job was given and nothing else has.
+    """Delete the bytes of files and models deleted so long ago that no unfinished job was given and nothing else has.
 
-    The advisory lock keeps an upload of the same bytes from being told that they are stored already.
+    Nothing while somebody holds the lock of `files.keep_blobs`: who finds the same bytes stored shall find them later.
     """
-    session.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": files.BLOBS_LOCK})
-    deleted = 0
+    if not session.scalar(text("SELECT pg_try_advisory_xact_lock(:lock)"), {"lock": files.BLOBS_LOCK}):
+        return 0
+    unused: set[str] = set()
     for file in files.deleted_before(session, age):
-        if _in_training(session, file):
-            continue
-        session.delete(file)
-        session.flush()
-        if not _shared(session, file.sha256):
-            storage.delete(file.sha256)
-            deleted += 1
-    return deleted
+        if not _in_training(session, file):
+            session.delete(file)
+            unused.add(file.sha256)
+    for model in registry.deleted_before(session, age):
+        if not _is_started_from(session, model):
+            session.delete(model)
+            storage.delete_manifest(model.manifest_key)
+            unused.update(published["sha256"] for published in model.files)
+    session.flush()
+    unshared = [sha256 for sha256 in unused if not _shared(session, sha256)]
+    for sha256 in unshared:
+        storage.delete(sha256)
+    return len(unshared)
 
 
 def _in_training(session: Session, file: File) -> bool:
@@ -38,8 +45,13 @@ def _in_training(session: Session, file: File) -> bool:
     return session.scalar(select(Job.id).where(given, Job.finished_at.is_(None)).limit(1)) is not None
 
 
+def _is_started_from(session: Session, model: RegisteredModel) -> bool:
+    given = Job.spec["model"].astext == model.id
+    return session.scalar(select(Job.id).where(given, Job.finished_at.is_(None)).limit(1)) is not None
+
+
 def _shared(session: Session, sha256: str) -> bool:
-    """Whether the same bytes are another file's, a prepared file's, or a result's."""
+    """Whether the same bytes are another file's, a prepared file's, or another model's."""
     users = (
         select(File.id).where(File.sha256 == sha256),
         select(RegisteredModel.id).where(RegisteredModel.files.contains([{"sha256": sha256}])),

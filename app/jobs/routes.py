@@ -1,46 +1,101 @@
 """/v1/fine_tuning/jobs"""
 
-from fastapi import APIRouter
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, Depends, Header, Query, Request, Response
 
 from app import queue
-from app.http import After, CallerDep, ListRead, SessionDep, limit_query, list_of
-from app.jobs import lifecycle, service
-from app.jobs.schemas import AttemptList, AttemptRead, EventRead, JobRead
+from app.errors import InvalidRequest
+from app.http import After, CallerDep, ListRead, SessionDep, conditional, limit_query, list_of
+from app.jobs import lifecycle, metrics, service
+from app.jobs.schemas import AttemptList, AttemptRead, CheckpointRead, EventRead, JobRead, MetricsRead
+from app.jobs.service import Filter, Repeat
 from app.jobs.spec import JobSpec
+from app.jobs.status import JobStatus
 from app.work import service as work_service
 
 router = APIRouter(prefix="/v1/fine_tuning/jobs", tags=["fine-tuning jobs"])
 
+_METADATA = {
+    "parameters": [
+        {
+            "name": "metadata",
+            "in": "query",
+            "required": False,
+            "style": "deepObject",
+            "explode": True,
+            "description": "`metadata[key]=value`, any number of times; `metadata=null` for jobs without metadata.",
+            "schema": {"type": "object", "additionalProperties": {"type": "string"}},
+        }
+    ]
+}
+
+
+def _repeat(
+    idempotency_key: Annotated[
+        str | None, Header(min_length=1, max_length=255, description="Requests with the same key make one job.")
+    ] = None,
+    x_stainless_retry_count: Annotated[str | None, Header(include_in_schema=False)] = None,
+) -> Repeat:
+    return Repeat(idempotency_key, is_retry=(x_stainless_retry_count or "0") != "0")
+
+
+def _filter(
+    request: Request,
+    status: Annotated[list[JobStatus] | None, Query(description="Any of these.")] = None,
+    model: Annotated[str | None, Query(description="The spec's `model`.")] = None,
+    method: Annotated[str | None, Query(description="`supervised`, …")] = None,
+    tuning: Annotated[str | None, Query(description="`full`, `lora` or `qlora`.")] = None,
+    created_after: Annotated[int | None, Query(ge=0, le=2**33, description="Unix seconds.")] = None,
+    q: Annotated[str | None, Query(max_length=200, description="Part of an id, a name, a metadata value.")] = None,
+) -> Filter:
+    """The query's, whose metadata FastAPI has no type for: `metadata[key]=value`."""
+    pairs: dict[str, str] | None = {}
+    for name, value in request.query_params.multi_items():
+        if name == "metadata" and value == "null":
+            pairs = None
+        elif name.startswith("metadata[") and name.endswith("]") and pairs is not None:
+            pairs[name[len("metadata[") : -1]] = value
+        elif name == "metadata":
+            raise InvalidRequest("Send metadata[key]=value, or metadata=null for jobs without any.", param="metadata")
+    return Filter(pairs, status or (), model, method, tuning, created_after, q)
+
 
 @router.post("")
-def create_job(spec: JobSpec, caller: CallerDep, session: SessionDep) -> JobRead:
-    """Queue a fine-tuning job."""
+def create_job(
+    spec: JobSpec, caller: CallerDep, session: SessionDep, repeat: Annotated[Repeat, Depends(_repeat)]
+) -> JobRead:
+    """Queue a fine-tuning job; a request that a client repeats because the answer was lost makes no second one."""
     with session.begin():
-        job = service.submit(session, caller, spec)
+        job = service.submit(session, caller, spec, repeat)
         session.refresh(job)
         answer = JobRead.of(job)
     queue.ring(queue.PREPARE)  # a doorbell: hands to a thread, never waits, may be lost
     return answer
 
 
-@router.get("")
+@router.get("", response_model=ListRead[JobRead], openapi_extra=_METADATA)
 def list_jobs(
+    request: Request,
     caller: CallerDep,
     session: SessionDep,
+    wanted: Annotated[Filter, Depends(_filter)],
     after: After = None,
     limit: limit_query(20, 100) = 20,  # type: ignore[valid-type]  # an Annotated made by a function
-) -> ListRead[JobRead]:
-    """List jobs, newest first."""
+    order: Annotated[Literal["asc", "desc"], Query()] = "desc",
+) -> Response:
+    """List jobs, newest first. With `If-None-Match` the answer is 304 as long as nothing in it has changed."""
     with session.begin():
-        page = service.jobs(session, caller, after=after, limit=limit)
-        return list_of(page, [JobRead.of(job) for job in page.rows])
+        page = service.jobs(session, caller, wanted, after=after, limit=limit, oldest_first=order == "asc")
+    return conditional(request, list_of(page, [JobRead.of(job) for job in page.rows]))
 
 
-@router.get("/{job_id}")
-def get_job(job_id: str, caller: CallerDep, session: SessionDep) -> JobRead:
-    """Retrieve a job."""
+@router.get("/{job_id}", response_model=JobRead)
+def get_job(request: Request, job_id: str, caller: CallerDep, session: SessionDep) -> Response:
+    """Retrieve a job. With `If-None-Match` the answer is 304 as long as nothing in it has changed."""
     with session.begin():
-        return JobRead.of(service.get(session, caller, job_id))
+        job = service.get(session, caller, job_id)
+    return conditional(request, JobRead.of(job))
 
 
 @router.post("/{job_id}/cancel")
@@ -48,6 +103,36 @@ def cancel_job(job_id: str, caller: CallerDep, session: SessionDep) -> JobRead:
     """Cancel a job: at once where it waits, with its current step where it runs (`desired` says so until then)."""
     with session.begin():
         return JobRead.of(lifecycle.cancel(session, service.get(session, caller, job_id)))
+
+
+@router.post("/{job_id}/pause")
+def pause_job(job_id: str, caller: CallerDep, session: SessionDep) -> JobRead:
+    """Set a job aside: at once where it waits, with a checkpoint of its current step where it runs."""
+    with session.begin():
+        return JobRead.of(lifecycle.pause(session, service.get(session, caller, job_id)))
+
+
+@router.post("/{job_id}/resume")
+def resume_job(job_id: str, caller: CallerDep, session: SessionDep) -> JobRead:
+    """Queue a paused job again; it goes on from its last checkpoint."""
+    with session.begin():
+        answer = JobRead.of(lifecycle.resume(session, service.get(session, caller, job_id)))
+    queue.ring(answer.queue)
+    return answer
+
+
+@router.get("/{job_id}/checkpoints")
+def list_checkpoints(
+    job_id: str,
+    caller: CallerDep,
+    session: SessionDep,
+    after: After = None,
+    limit: limit_query(10, 100) = 10,  # type: ignore[valid-type]  # an Annotated made by a function
+) -> ListRead[CheckpointRead]:
+    """List the models from the middle of a job, newest first; each can be downloaded, and be the `model` of a job."""
+    with session.begin():
+        page = service.checkpoints(session, service.get(session, caller, job_id), after=after, limit=limit)
+        return list_of(page, [CheckpointRead.of(checkpoint) for checkpoint in page.rows])
 
 
 @router.get("/{job_id}/events")
@@ -62,6 +147,22 @@ def list_events(
     with session.begin():
         page = service.history(session, service.get(session, caller, job_id), after=after, limit=limit)
         return list_of(page, [EventRead.of(event) for event in page.rows])
+
+
+@router.get("/{job_id}/metrics", response_model=MetricsRead)
+def get_metrics(
+    request: Request,
+    job_id: str,
+    caller: CallerDep,
+    session: SessionDep,
+    points: Annotated[int, Query(ge=10, le=100_000, description="At most so many entries, evenly thinned.")] = 1000,
+    after_step: Annotated[int, Query(ge=0, le=2**31 - 1, description="Only later steps: what is new.")] = 0,
+) -> Response:
+    """A job's series, step by step: losses, rate, gradient norm, speed, memory."""
+    with session.begin():
+        job = service.get(session, caller, job_id)
+        entries = metrics.series(session, job.id, after_step=after_step)
+    return conditional(request, MetricsRead.of(job, metrics.thinned(entries, points), steps=len(entries)))
 
 
 @router.get("/{job_id}/attempts")

@@ -4,7 +4,7 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel
 
-from app.jobs.models import Job, JobEvent
+from app.jobs.models import Job, JobCheckpoint, JobEvent
 from app.jobs.status import JobStatus
 from app.work.models import Attempt, Work
 
@@ -48,6 +48,7 @@ class JobRead(BaseModel):
     progress: dict[str, Any] | None
     queue: str
     desired: str
+    paused_by: str | None
     started_at: int | None
     base: dict[str, Any] | None
     """Identity of the base, once preparing has computed it."""
@@ -71,7 +72,7 @@ class JobRead(BaseModel):
             hyperparameters={
                 name: hyperparameters[name] for name in ("n_epochs", "batch_size", "learning_rate_multiplier")
             },
-            result_files=[],
+            result_files=job.result_files or [],
             trained_tokens=job.trained_tokens,
             seed=spec["seed"],
             method=spec["method"],
@@ -86,6 +87,7 @@ class JobRead(BaseModel):
             progress=job.progress,
             queue=job.queue,
             desired=job.desired or "run",
+            paused_by=job.paused_by,
             started_at=int(job.started_at.timestamp()) if job.started_at else None,
             base=job.prepared["base"] if job.prepared else None,
         )
@@ -112,6 +114,83 @@ class EventRead(BaseModel):
             message=event.message,
             type=event.type,
             data=event.data,
+        )
+
+
+class CheckpointMetrics(BaseModel):
+    """At a checkpoint's step, in OpenAI's names; null where it was not measured there."""
+
+    step: int
+    train_loss: float | None = None
+    train_mean_token_accuracy: float | None = None
+    valid_loss: float | None = None
+    valid_mean_token_accuracy: float | None = None
+    full_valid_loss: float | None = None
+    full_valid_mean_token_accuracy: float | None = None
+
+
+class CheckpointRead(BaseModel):
+    """OpenAI's checkpoint object."""
+
+    id: str
+    object: Literal["fine_tuning.job.checkpoint"] = "fine_tuning.job.checkpoint"
+    created_at: int
+    fine_tuning_job_id: str
+    fine_tuned_model_checkpoint: str
+    step_number: int
+    metrics: CheckpointMetrics
+
+    @classmethod
+    def of(cls, checkpoint: JobCheckpoint) -> Self:
+        """From the row."""
+        return cls(
+            id=checkpoint.id,
+            created_at=int(checkpoint.created_at.timestamp()),
+            fine_tuning_job_id=checkpoint.job_id,
+            fine_tuned_model_checkpoint=checkpoint.model,
+            step_number=checkpoint.step,
+            metrics=CheckpointMetrics.model_validate(checkpoint.metrics),
+        )
+
+
+class MetricsEntry(BaseModel):
+    """A step's numbers; null for what was not measured at it."""
+
+    step: int
+    train_loss: float | None = None
+    train_mean_token_accuracy: float | None = None
+    valid_loss: float | None = None
+    valid_mean_token_accuracy: float | None = None
+    epoch: float | None = None
+    learning_rate: float | None = None
+    grad_norm: float | None = None
+    tokens: int | None = None
+    """Seen since the job's first step."""
+    tokens_per_second: float | None = None
+    seconds: float | None = None
+    """Trained since the job's first step."""
+    memory_bytes: int | None = None
+    """Peak so far."""
+
+
+class MetricsRead(BaseModel):
+    """A job's series."""
+
+    object: Literal["fine_tuning.job.metrics"] = "fine_tuning.job.metrics"
+    fine_tuning_job_id: str
+    steps: int
+    """Measured, before thinning."""
+    total_steps: int | None
+    data: list[MetricsEntry]
+
+    @classmethod
+    def of(cls, job: Job, entries: list[dict[str, Any]], *, steps: int) -> Self:
+        """From a series, thinned or not."""
+        return cls(
+            fine_tuning_job_id=job.id,
+            steps=steps,
+            total_steps=(job.progress or {}).get("total_steps"),
+            data=[MetricsEntry.model_validate(entry) for entry in entries],
         )
 
 

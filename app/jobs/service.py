@@ -1,36 +1,69 @@
 """What a user can do with jobs, and what a worker reports of one while it runs."""
 
+import hashlib
 import secrets
 from collections.abc import Sequence
-from datetime import timedelta
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from sqlalchemy import func, select, update
+from sqlalchemy import Select, func, or_, select, text, update
 from sqlalchemy.orm import Session
 
 from app.auth import Project
 from app.db import new_id
-from app.errors import FileNotUsable, NotFound
+from app.errors import FileNotUsable, InvalidRequest, NotFound
 from app.files import service as files
 from app.files.models import File
-from app.jobs import events, lifecycle
-from app.jobs.models import Job, JobEvent
+from app.jobs import events, lifecycle, parents
+from app.jobs.models import Job, JobCheckpoint, JobEvent
 from app.jobs.spec import JobSpec
 from app.pages import Page, page_of
-from app.registry import catalogue
+from app.registry.models import RegisteredModel
 from app.work import lifecycle as work
 from app.work import service as work_service
 from app.work.lifecycle import Claim
 from app.work.models import Work
 from app.work.status import WorkKind, WorkStatus
 
+RETRIED_WITHIN = timedelta(minutes=15)
+"""How long after a request its repetition is known: the stock client waits 10 minutes for an answer that was lost."""
 
-def submit(session: Session, project: Project, spec: JobSpec) -> Job:
+
+@dataclass(frozen=True, slots=True)
+class Repeat:
+    """What a request says of itself: the caller's own key, and whether its client has sent it before."""
+
+    key: str | None = None
+    is_retry: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Filter:
+    """Which jobs of a project are wanted; what is None or empty excludes none."""
+
+    metadata: dict[str, str] | None = field(default_factory=dict)
+    """Pairs that a job has among its own; None: jobs without any."""
+    status: Sequence[str] = ()
+    model: str | None = None
+    method: str | None = None
+    tuning: str | None = None
+    created_after: int | None = None
+    """Unix seconds."""
+    q: str | None = None
+    """Part of an id, a suffix, a model's name or a metadata value."""
+
+
+def submit(session: Session, project: Project, spec: JobSpec, repeat: Repeat) -> Job:
     """Accept a spec whose references exist: the files are the project's and usable, the base is offered.
 
-    Raises `FileNotUsable` or `ModelNotFound` with the field that must change.
+    The repetition of a request that was accepted is answered with the job that it made. Raises `FileNotUsable`,
+    `ModelNotFound` or `InvalidRequest` with the field that must change.
     """
-    catalogue.require(spec.model)
+    digest = hashlib.sha256(spec.model_dump_json().encode()).hexdigest()
+    if (made := _made_before(session, project, digest, repeat)) is not None:
+        return made
+    spec = parents.require_model(session, project, spec)
     _require_trainable(session, project, spec.training_file, param="training_file")
     if spec.validation_file is not None:
         _require_trainable(session, project, spec.validation_file, param="validation_file")
@@ -40,6 +73,8 @@ def submit(session: Session, project: Project, spec: JobSpec) -> Job:
         id=new_id("ftjob-"),
         project_id=project.id,
         spec=spec.model_dump(mode="json"),
+        request_sha256=digest,
+        idempotency_key=repeat.key,
         queue=work_service.choose_queue(session, gpu_memory_gb=spec.resources.gpu_memory_gb),
     )
     lifecycle.submit(session, job)
@@ -54,9 +89,28 @@ def get(session: Session, project: Project, job_id: str) -> Job:
     return job
 
 
-def jobs(session: Session, project: Project, *, after: str | None, limit: int) -> Page[Job]:
+def jobs(
+    session: Session,
+    project: Project,
+    wanted: Filter,
+    *,
+    after: str | None,
+    limit: int,
+    oldest_first: bool = False,
+) -> Page[Job]:
     """The project's jobs, newest first."""
-    return page_of(session, select(Job).where(Job.project_id == project.id), Job, after=after, limit=limit)
+    rows = _filtered(select(Job).where(Job.project_id == project.id), wanted)
+    return page_of(session, rows, Job, after=after, limit=limit, oldest_first=oldest_first)
+
+
+def checkpoints(session: Session, job: Job, *, after: str | None, limit: int) -> Page[JobCheckpoint]:
+    """A job's checkpoints that have not been deleted, newest first."""
+    rows = (
+        select(JobCheckpoint)
+        .join(RegisteredModel, RegisteredModel.id == JobCheckpoint.model)
+        .where(JobCheckpoint.job_id == job.id, RegisteredModel.deleted_at.is_(None))
+    )
+    return page_of(session, rows, JobCheckpoint, after=after, limit=limit)
 
 
 def history(session: Session, job: Job, *, after: str | None, limit: int) -> Page[JobEvent]:
@@ -95,6 +149,58 @@ def being_prepared(session: Session, queue: str) -> bool:
         .where(Work.kind == WorkKind.PREPARE, Work.status == WorkStatus.RUNNING, Job.queue == queue)
     )
     return session.scalar(on_its_way.limit(1)) is not None
+
+
+def _made_before(session: Session, project: Project, digest: str, repeat: Repeat) -> Job | None:
+    """The job that this request, or the one it repeats, has made already.
+
+    Equal requests wait here for each other, so that a repetition cannot overtake the transaction of its first.
+    Raises `InvalidRequest` for a key that came with another body.
+    """
+    session.execute(
+        text("SELECT pg_advisory_xact_lock(hashtextextended(:request, 0))"),
+        {"request": f"{project.id} {repeat.key or digest}"},
+    )
+    mine = select(Job).where(Job.project_id == project.id)
+    if repeat.key is not None:
+        made = session.scalar(mine.where(Job.idempotency_key == repeat.key))
+        if made is not None and made.request_sha256 != digest:
+            raise InvalidRequest(
+                f"The Idempotency-Key '{repeat.key}' came with another body before; it made {made.id}. Send a new key"
+                " for a new job.",
+                param="Idempotency-Key",
+                code="idempotency_key_reused",
+            )
+        return made
+    if not repeat.is_retry:
+        return None
+    recent = mine.where(Job.request_sha256 == digest, Job.created_at > func.now() - RETRIED_WITHIN)
+    return session.scalar(recent.order_by(Job.seq.desc()).limit(1))
+
+
+def _filtered(rows: Select[Job], wanted: Filter) -> Select[Job]:
+    metadata = Job.spec["metadata"]
+    if wanted.metadata is None:
+        rows = rows.where(or_(metadata.astext.is_(None), metadata.astext == "{}"))
+    elif wanted.metadata:
+        rows = rows.where(metadata.contains(wanted.metadata))
+    if wanted.status:
+        rows = rows.where(Job.status.in_(wanted.status))
+    for asked, column in (
+        (wanted.model, Job.spec["model"]),
+        (wanted.method, Job.spec["method"]["type"]),
+        (wanted.tuning, Job.spec["tuning"]["type"]),
+    ):
+        if asked is not None:
+            rows = rows.where(column.astext == asked)
+    if wanted.created_after is not None:
+        rows = rows.where(Job.created_at > datetime.fromtimestamp(wanted.created_after, UTC))
+    if wanted.q:
+        searched = func.concat_ws(
+            " ", Job.id, Job.fine_tuned_model, *(Job.spec[name].astext for name in ("model", "suffix", "metadata"))
+        )
+        rows = rows.where(searched.icontains(wanted.q, autoescape=True))
+    return rows
 
 
 def _dated(session: Session, progress: dict[str, Any]) -> dict[str, Any]:

@@ -1,17 +1,18 @@
 """The statuses of a job and the moves between them.
 
-validating_files ──▶ queued ──▶ running ──▶ succeeded
+validating_files ──▶ queued ◀─▶ running ──▶ succeeded
       │   │           │  ▲       │ │ └────▶ failed
-      │   ▼           │  └───────┘ │
-      │  failed       ▼            ▼
-      └──────────▶ cancelled ◀─────┘
+      │   ▼           ▼  │       │ │
+      │  failed     paused ◀─────┘ │
+      │               │            │
+      └──────────▶ cancelled ◀─────┘   (from queued too)
 """
 
 from enum import StrEnum
 
 
 class JobStatus(StrEnum):
-    """Where a job is, in OpenAI's words. That a running job shall end is a column, `desired`."""
+    """Where a job is, in OpenAI's words. That it shall pause or end is a column, `desired`."""
 
     VALIDATING_FILES = "validating_files"
     """Accepted; its rows are being checked, tokenised and labelled, or wait for that."""
@@ -21,6 +22,9 @@ class JobStatus(StrEnum):
 
     RUNNING = "running"
     """Claimed by a worker that keeps its lease alive."""
+
+    PAUSED = "paused"
+    """Set aside, its checkpoints kept; `paused_by` says by whom."""
 
     SUCCEEDED = "succeeded"
     """Its result is in the registry."""
@@ -34,7 +38,8 @@ class JobStatus(StrEnum):
 
 MOVES: dict[JobStatus, frozenset[JobStatus]] = {
     JobStatus.VALIDATING_FILES: frozenset({JobStatus.QUEUED, JobStatus.FAILED, JobStatus.CANCELLED}),
-    JobStatus.QUEUED: frozenset({JobStatus.RUNNING, JobStatus.CANCELLED}),
+    JobStatus.QUEUED: frozenset({JobStatus.RUNNING, JobStatus.PAUSED, JobStatus.CANCELLED}),
+    JobStatus.PAUSED: frozenset({JobStatus.QUEUED, JobStatus.CANCELLED}),
     JobStatus.RUNNING: frozenset({JobStatus.QUEUED, JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELLED}),
     JobStatus.SUCCEEDED: frozenset(),
     JobStatus.FAILED: frozenset(),

@@ -40,11 +40,6 @@ def offered() -> list[BaseModelEntry]:
 
 def require(model: str) -> None:
     """Refuse a model that no job can start from. Raises `ModelNotFound`, or `InvalidRequest` for unsafe weights."""
-    if model.startswith("ft:"):
-        raise InvalidRequest(
-            "Going on from a fine-tuned model is not offered by this version yet: name a base model.",
-            param="model",
-        )
     if "/" in model:
         _require_hub_id(model)
     else:
@@ -81,7 +76,7 @@ def _folders() -> list[Path]:
     directory = get_settings().models
     if not directory.is_dir():
         return []
-    return sorted(entry for entry in directory.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    return sorted(entry for entry in directory.iterdir() if entry.is_dir() and not entry.name.startswith((".", "ft:")))
 
 
 def _hub_patterns() -> list[str]:

@@ -32,7 +32,7 @@ class TrainingFile(BaseModel):
 
 
 class TrainingReport(BaseModel):
-    """The trainer's `metrics.json`: what it measured of its own run."""
+    """The trainer's `metrics.json`: what it measured of its own run, up to a result or a checkpoint."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
@@ -60,6 +60,8 @@ class Manifest(BaseModel):
     project_id: str
     job_id: str
     attempt: int
+    step: int | None = None
+    parent: str | None = None
     kind: Literal["adapter", "full"]
     base: BaseIdentity
     training_file: TrainingFile
@@ -70,6 +72,8 @@ class Manifest(BaseModel):
     @property
     def key(self) -> str:
         """Where this manifest lies; another attempt's lies beside it, never under it."""
+        if self.step is not None:
+            return f"checkpoints/{self.job_id}/{self.step:09d}-{self.attempt:06d}.json"
         return f"{prefix(self.job_id)}/{self.attempt:06d}.json"
 
     @property
@@ -79,7 +83,7 @@ class Manifest(BaseModel):
 
 
 def prefix(job_id: str) -> str:
-    """Where the manifests of a job's attempts lie."""
+    """Where the manifests of a job's results lie, an attempt's each."""
     return f"models/{job_id}"
 
 
@@ -90,9 +94,14 @@ def newest_whole(storage: Storage, job_id: str) -> Manifest | None:
         if document is None:
             continue
         manifest = Manifest.model_validate(document)
-        if all(storage.has(file.sha256, file.bytes) for file in manifest.files):
+        if is_whole(manifest, storage):
             return manifest
     return None
+
+
+def is_whole(manifest: Manifest, storage: Storage) -> bool:
+    """Whether all its blobs are there."""
+    return all(storage.has(file.sha256, file.bytes) for file in manifest.files)
 
 
 def as_document(manifest: Manifest) -> dict[str, Any]:

@@ -1,11 +1,11 @@
-"""Results: one row for each job that succeeded."""
+"""Models that jobs made: one row for each job that succeeded, and one for each checkpoint of a job."""
 
-from typing import Any
+from typing import Any, Literal
 
-from sqlalchemy import BigInteger, CheckConstraint, ForeignKey, Index
+from sqlalchemy import BigInteger, CheckConstraint, ForeignKey, Index, String, UniqueConstraint
 from sqlalchemy.orm import Mapped, mapped_column
 
-from app.db import Base, CreatedAt, Seq
+from app.db import Base, CreatedAt, Seq, Time
 
 
 class RegisteredModel(Base):
@@ -14,16 +14,22 @@ class RegisteredModel(Base):
     __tablename__ = "registered_models"
     __table_args__ = (
         CheckConstraint("kind IN ('adapter', 'full')", "known_kind"),
+        # A job has one result, and one checkpoint of a step.
+        UniqueConstraint("job_id", "step", postgresql_nulls_not_distinct=True),
         Index("ix_registered_models_project", "project_id", "seq"),
         Index("ix_registered_models_files", "files", postgresql_using="gin"),
     )
 
     id: Mapped[str] = mapped_column(primary_key=True)
-    """`ft:<base>:<project>:<suffix>:<id>`."""
+    """`ft:<base>:<project>:<suffix>:<id>`, and `:ckpt-step-<N>` for a checkpoint."""
     seq: Mapped[Seq]
     project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
-    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), unique=True)
-    kind: Mapped[str]
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"))
+    step: Mapped[int | None]
+    """Of a checkpoint; None for a job's result."""
+    parent: Mapped[str | None]
+    """The registry model that its job started from."""
+    kind: Mapped[Literal["adapter", "full"]] = mapped_column(String)
     base: Mapped[dict[str, Any]]
     """A `BaseIdentity`."""
     method: Mapped[str]
@@ -43,3 +49,5 @@ class RegisteredModel(Base):
     versions: Mapped[dict[str, Any]]
     metrics: Mapped[dict[str, Any]]
     created_at: Mapped[CreatedAt]
+    deleted_at: Mapped[Time | None]
+    """Hidden from then on; the sweeper takes the bytes once nothing needs them."""

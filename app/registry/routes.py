@@ -4,13 +4,16 @@ Ids of results have colons, ids of hub models a slash; clients send either raw o
 decoded. So an id is a `:path`, and what follows it is matched first.
 """
 
-from fastapi import APIRouter
+from typing import Annotated
+
+from fastapi import APIRouter, Query
 from fastapi.responses import StreamingResponse
 
+from app.errors import InvalidRequest
 from app.http import After, CallerDep, ListRead, SessionDep, limit_query, list_of
 from app.registry import catalogue, service, tar
 from app.registry.manifest import PublishedFile
-from app.registry.schemas import ModelList, ModelRead, RegisteredModelRead, base_read, result_read
+from app.registry.schemas import ModelDeleted, ModelList, ModelRead, RegisteredModelRead, base_read, result_read
 from app.storage import get_storage
 
 router = APIRouter(prefix="/v1", tags=["models"])
@@ -18,20 +21,30 @@ router = APIRouter(prefix="/v1", tags=["models"])
 
 @router.get("/models")
 def list_models(caller: CallerDep, session: SessionDep) -> ModelList:
-    """List the base models on offer and the project's results."""
+    """List the base models on offer, and the project's results and checkpoints."""
     with session.begin():
-        results = service.models(session, caller, after=None, limit=10_000).rows
+        results = service.models(session, caller, after=None, limit=10_000, checkpoints=True).rows
     return ModelList.of(catalogue.offered(), results)
 
 
 @router.get("/models/{model:path}")
 def get_model(model: str, caller: CallerDep, session: SessionDep) -> ModelRead:
-    """Retrieve a base model or a result."""
+    """Retrieve a base model, a result or a checkpoint."""
     for base in catalogue.offered():
         if base.id == model:
             return base_read(base)
     with session.begin():
         return result_read(service.get(session, caller, model))
+
+
+@router.delete("/models/{model:path}")
+def delete_model(model: str, caller: CallerDep, session: SessionDep) -> ModelDeleted:
+    """Delete a result or a checkpoint; a job that has started from it keeps it until the job ends."""
+    if any(base.id == model for base in catalogue.offered()):
+        raise InvalidRequest(f"'{model}' is a base model, which only the operator can remove.", param="model")
+    with session.begin():
+        service.delete(session, caller, model)
+    return ModelDeleted(id=model)
 
 
 @router.get("/registry/models")
@@ -40,10 +53,11 @@ def list_registered_models(
     session: SessionDep,
     after: After = None,
     limit: limit_query(20, 100) = 20,  # type: ignore[valid-type]  # an Annotated made by a function
+    checkpoints: Annotated[bool, Query(description="List checkpoints too.")] = False,
 ) -> ListRead[RegisteredModelRead]:
     """List results in full, newest first."""
     with session.begin():
-        page = service.models(session, caller, after=after, limit=limit)
+        page = service.models(session, caller, after=after, limit=limit, checkpoints=checkpoints)
         return list_of(page, [RegisteredModelRead.of(row) for row in page.rows])
 
 

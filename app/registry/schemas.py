@@ -17,6 +17,14 @@ class ModelRead(BaseModel):
     owned_by: str
 
 
+class ModelDeleted(BaseModel):
+    """The answer to a deletion."""
+
+    id: str
+    object: Literal["model"] = "model"
+    deleted: Literal[True] = True
+
+
 class ModelList(BaseModel):
     """All models; OpenAI does not page them."""
 
@@ -47,6 +55,10 @@ class RegisteredModelRead(BaseModel):
     created_at: int
     kind: str
     job_id: str
+    step: int | None
+    """Of a checkpoint; null for a job's result."""
+    parent: str | None
+    """The registry model that its job started from."""
     base: dict[str, Any]
     method: str
     tuning: dict[str, Any]
@@ -70,6 +82,8 @@ class RegisteredModelRead(BaseModel):
             created_at=int(row.created_at.timestamp()),
             kind=row.kind,
             job_id=row.job_id,
+            step=row.step,
+            parent=row.parent,
             base=row.base,
             method=row.method,
             tuning=row.tuning,

@@ -1,9 +1,9 @@
-"""Enter a result, find it, read its files."""
+"""Enter a result or a checkpoint, find it, read its files, delete it."""
 
 import re
-import secrets
+from datetime import timedelta
 
-from sqlalchemy import select
+from sqlalchemy import Select, func, select, update
 from sqlalchemy.orm import Session
 
 from app.auth import Project
@@ -13,10 +13,18 @@ from app.registry.manifest import Manifest, PublishedFile
 from app.registry.models import RegisteredModel
 
 
-def name_of_result(base: str, project_name: str, suffix: str | None) -> str:
-    """`ft:<base, last path part>:<project>:<suffix>:<id>`; an absent suffix keeps its colons."""
+def name_of_result(base: str, project_name: str, suffix: str | None, *, job_id: str) -> str:
+    """`ft:<base, last path part>:<project>:<suffix>:<id>`; an absent suffix keeps its colons.
+
+    The id is half of the job's, so that a checkpoint knows the name before there is a result.
+    """
     last = base.rsplit("/", 1)[-1].split("@", 1)[0]
-    return f"ft:{last}:{slug(project_name)}:{slug(suffix or '')}:{secrets.token_hex(6)}"
+    return f"ft:{last}:{slug(project_name)}:{slug(suffix or '')}:{job_id.rsplit('-', 1)[-1][:12]}"
+
+
+def name_of_checkpoint(result: str, step: int) -> str:
+    """A result's name as it was at a step."""
+    return f"{result}:ckpt-step-{step}"
 
 
 def slug(words: str) -> str:
@@ -25,12 +33,14 @@ def slug(words: str) -> str:
 
 
 def register(session: Session, manifest: Manifest, *, manifest_sha256: str) -> RegisteredModel:
-    """Enter a published result. A job has one row: a second one for it breaks a unique constraint."""
+    """Enter what was published. A job has one result: a second row for it breaks a unique constraint."""
     spec, report = manifest.spec, manifest.report
     row = RegisteredModel(
         id=manifest.id,
         project_id=manifest.project_id,
         job_id=manifest.job_id,
+        step=manifest.step,
+        parent=manifest.parent,
         kind=manifest.kind,
         base=manifest.base.model_dump(),
         method=spec.method.type,
@@ -52,19 +62,60 @@ def register(session: Session, manifest: Manifest, *, manifest_sha256: str) -> R
 
 
 def get(session: Session, project: Project, model_id: str) -> RegisteredModel:
-    """A result of the project. Raises `NotFound`."""
-    row = session.scalar(
-        select(RegisteredModel).where(RegisteredModel.id == model_id, RegisteredModel.project_id == project.id)
-    )
+    """A result or a checkpoint of the project. Raises `NotFound`."""
+    row = session.scalar(_shown(project).where(RegisteredModel.id == model_id))
     if row is None:
         raise NotFound(f"No such model: {model_id}", param="model")
     return row
 
 
-def models(session: Session, project: Project, *, after: str | None, limit: int) -> Page[RegisteredModel]:
-    """The project's results, newest first."""
-    rows = select(RegisteredModel).where(RegisteredModel.project_id == project.id)
+def models(
+    session: Session, project: Project, *, after: str | None, limit: int, checkpoints: bool = False
+) -> Page[RegisteredModel]:
+    """The project's results, and its checkpoints where they are wanted, newest first."""
+    rows = _shown(project)
+    if not checkpoints:
+        rows = rows.where(RegisteredModel.step.is_(None))
     return page_of(session, rows, RegisteredModel, after=after, limit=limit)
+
+
+def has_checkpoint(session: Session, job_id: str, step: int) -> bool:
+    """Whether a job's checkpoint of a step has been entered, deleted since or not."""
+    found = select(RegisteredModel.id).where(RegisteredModel.job_id == job_id, RegisteredModel.step == step)
+    return session.scalar(found) is not None
+
+
+def delete(session: Session, project: Project, model_id: str) -> None:
+    """Hide a result or a checkpoint; a job that started from it keeps it until the job ends. Raises `NotFound`."""
+    get(session, project, model_id).deleted_at = func.now()
+
+
+def keep_newest_checkpoints(session: Session, job_id: str, count: int) -> None:
+    """Hide all but so many of a job's checkpoints."""
+    mine = (RegisteredModel.job_id == job_id, RegisteredModel.step.is_not(None), RegisteredModel.deleted_at.is_(None))
+    newest = select(RegisteredModel.id).where(*mine).order_by(RegisteredModel.step.desc()).limit(count)
+    session.execute(
+        update(RegisteredModel)
+        .where(*mine, RegisteredModel.id.not_in(newest.scalar_subquery()))
+        .values(deleted_at=func.now())
+    )
+
+
+def used(session: Session, project_id: str, model_id: str) -> RegisteredModel:
+    """A model that a job started from, deleted since or not."""
+    mine = (RegisteredModel.id == model_id, RegisteredModel.project_id == project_id)
+    return session.scalars(select(RegisteredModel).where(*mine)).one()
+
+
+def deleted_before(session: Session, age: timedelta) -> list[RegisteredModel]:
+    """Models that have been hidden for so long."""
+    return list(
+        session.scalars(select(RegisteredModel).where(RegisteredModel.deleted_at < func.now() - age).limit(100))
+    )
+
+
+def _shown(project: Project) -> Select[RegisteredModel]:
+    return select(RegisteredModel).where(RegisteredModel.project_id == project.id, RegisteredModel.deleted_at.is_(None))
 
 
 def file_of(model: RegisteredModel, name: str) -> PublishedFile:

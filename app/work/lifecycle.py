@@ -1,4 +1,5 @@
-"""The moves of a piece of work: claim, prolong, succeed, fail, retry, requeue, cancel. No one else writes its status.
+"""The moves of a piece of work: claim, prolong, succeed, fail, retry, requeue, pause, resume, cancel. No one else
+writes its status.
 
 Each move is one UPDATE that also checks. What a worker writes is fenced by the number of its attempt: once the lease
 ran out and another attempt began, its moves match no row. All times are the database's.
@@ -100,10 +101,10 @@ def retry(session: Session, holder: Claim, error: dict[str, Any], *, delay: time
     _end_attempt(session, holder, outcome, error)
 
 
-def requeue(session: Session, holder: Claim) -> None:
-    """Running → queued, unharmed and uncounted: its worker is shutting down."""
+def requeue(session: Session, holder: Claim, *, outcome: str) -> None:
+    """Running → queued, unharmed and uncounted: its worker is shutting down, or a pause was wished."""
     _move(session, holder, WorkStatus.QUEUED, available_at=func.now())
-    _end_attempt(session, holder, "interrupted")
+    _end_attempt(session, holder, outcome)
 
 
 def stop(session: Session, holder: Claim) -> None:
@@ -114,25 +115,61 @@ def stop(session: Session, holder: Claim) -> None:
 
 def cancel(session: Session, subject: str) -> bool:
     """Cancel what is queued of a subject, and wish it of what is running. Returns whether anything still runs."""
-    mine = Work.subject == subject
-    # Locked first and in order, so that a claim and a cancel of the same row cannot miss each other.
-    session.scalars(select(Work.id).where(mine, Work.finished_at.is_(None)).order_by(Work.id).with_for_update()).all()
+    _lock(session, subject)
     session.execute(
         update(Work)
-        .where(mine, Work.status == WorkStatus.QUEUED)
+        .where(Work.subject == subject, Work.status.in_((WorkStatus.QUEUED, WorkStatus.PAUSED)))
         .values(status=WorkStatus.CANCELLED, desired=Desired.CANCEL, finished_at=func.now())
     )
-    running = session.scalars(
-        update(Work).where(mine, Work.status == WorkStatus.RUNNING).values(desired=Desired.CANCEL).returning(Work.id)
-    ).all()
-    for work_id in running:
-        session.execute(select(func.pg_notify(channel(work_id), Desired.CANCEL)))
-    return bool(running)
+    return _wish(session, subject, Desired.CANCEL)
+
+
+def pause(session: Session, subject: str, kind: WorkKind) -> bool:
+    """Set aside what is queued of that kind, and wish it of what is running. Returns whether anything still runs."""
+    _lock(session, subject)
+    session.execute(
+        update(Work)
+        .where(Work.subject == subject, Work.kind == kind, Work.status == WorkStatus.QUEUED)
+        .values(status=WorkStatus.PAUSED, desired=Desired.PAUSE)
+    )
+    return _wish(session, subject, Desired.PAUSE, kind=kind)
+
+
+def resume(session: Session, subject: str) -> None:
+    """Paused → queued; what is still running goes on, or is queued at once by the worker that stops it."""
+    _lock(session, subject)
+    session.execute(
+        update(Work)
+        .where(Work.subject == subject, Work.status == WorkStatus.PAUSED)
+        .values(status=WorkStatus.QUEUED, desired=Desired.RUN, available_at=func.now())
+    )
+    session.execute(
+        update(Work)
+        .where(Work.subject == subject, Work.status == WorkStatus.RUNNING, Work.desired == Desired.PAUSE)
+        .values(desired=Desired.RUN)
+    )
 
 
 def channel(work_id: int) -> str:
     """Where a worker listens for wishes, so that it hears them before its next heartbeat."""
     return f"work_{work_id}"
+
+
+def _lock(session: Session, subject: str) -> None:
+    """All unfinished work of a subject, in order: a claim and a wish for the same row cannot miss each other."""
+    unfinished = select(Work.id).where(Work.subject == subject, Work.finished_at.is_(None))
+    session.scalars(unfinished.order_by(Work.id).with_for_update()).all()
+
+
+def _wish(session: Session, subject: str, desired: Desired, *, kind: WorkKind | None = None) -> bool:
+    """Tell the workers that have a subject; returns whether there is one."""
+    running = update(Work).where(Work.subject == subject, Work.status == WorkStatus.RUNNING)
+    if kind is not None:
+        running = running.where(Work.kind == kind)
+    told = session.scalars(running.values(desired=desired).returning(Work.id)).all()
+    for work_id in told:
+        session.execute(select(func.pg_notify(channel(work_id), desired)))
+    return bool(told)
 
 
 def _held(holder: Claim) -> tuple[ColumnElement[bool], ...]:

@@ -1,9 +1,8 @@
 """The statuses of a piece of work and the moves between them.
 
-queued ──▶ running ──▶ succeeded
- ▲  │       │ │ └────▶ failed
- │  └───────┼─┴──────▶ cancelled
- └──────────┘
+paused ◀─▶ queued ◀─▶ running ──▶ succeeded
+  │          │         │ └────▶ failed
+  └──────────┴─────────┴──────▶ cancelled
 """
 
 from enum import StrEnum
@@ -14,6 +13,9 @@ class WorkStatus(StrEnum):
 
     QUEUED = "queued"
     """Waiting for a worker: new, or handed back by one. Not before `available_at`."""
+
+    PAUSED = "paused"
+    """Set aside by its owner: nobody claims it."""
 
     RUNNING = "running"
     """Claimed by a worker that keeps its lease alive."""
@@ -29,7 +31,8 @@ class WorkStatus(StrEnum):
 
 
 MOVES: dict[WorkStatus, frozenset[WorkStatus]] = {
-    WorkStatus.QUEUED: frozenset({WorkStatus.RUNNING, WorkStatus.CANCELLED}),
+    WorkStatus.QUEUED: frozenset({WorkStatus.RUNNING, WorkStatus.PAUSED, WorkStatus.CANCELLED}),
+    WorkStatus.PAUSED: frozenset({WorkStatus.QUEUED, WorkStatus.CANCELLED}),
     WorkStatus.RUNNING: frozenset({WorkStatus.QUEUED, WorkStatus.SUCCEEDED, WorkStatus.FAILED, WorkStatus.CANCELLED}),
     WorkStatus.SUCCEEDED: frozenset(),
     WorkStatus.FAILED: frozenset(),
@@ -57,6 +60,7 @@ class Desired(StrEnum):
     """A wish: what the worker shall do, heard with its heartbeat."""
 
     RUN = "run"
+    PAUSE = "pause"
     CANCEL = "cancel"
 
 

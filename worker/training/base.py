@@ -1,4 +1,6 @@
-"""Where a base model's files are: a folder of the models directory, or a snapshot of the hub at one commit."""
+"""Where a base model's files are: a folder of the models directory, a snapshot of the hub at one commit, or a full
+model of the registry in the WORKDIR.
+"""
 
 import os
 from dataclasses import dataclass
@@ -14,7 +16,7 @@ from huggingface_hub.errors import (  # type: ignore[attr-defined]  # HTTPError:
     RevisionNotFoundError,
 )
 
-from app.jobs.prepared import BaseIdentity
+from app.jobs.prepared import BaseIdentity, Parent
 from app.registry import identity
 
 SAFE_FILES = ["*.safetensors", "*.json", "*.txt", "*.jinja", "tokenizer.model"]
@@ -39,21 +41,56 @@ class BaseNotFound(Exception):
     """There is no such base for this worker."""
 
 
-def locate(model: str) -> BaseFolder:
-    """Find a local base, or fetch a hub model at the commit its revision means now.
+class BaseChanged(Exception):
+    """The base is not the one that the files were prepared for, or that the adapter was trained on."""
 
-    Raises `BaseNotFound`, and `identity.UnusableBase` for one that would run code.
+
+def parent_of(work_dir: Path) -> Parent | None:
+    """The registry model that the job starts from, if it does."""
+    try:
+        return Parent.model_validate_json((work_dir / "parent.json").read_text())
+    except FileNotFoundError:
+        return None
+
+
+def locate(model: str, work_dir: Path) -> BaseFolder:
+    """Find a local base, or fetch a hub model at the commit its revision means now; of an adapter, its own base.
+
+    Raises `BaseNotFound`, `identity.UnusableBase` for one that would run code, and `BaseChanged` for an adapter's.
     """
+    parent = parent_of(work_dir)
+    if parent is not None:
+        return _of_parent(parent, work_dir)
     if "/" in model:
         return _from_hub(*_hub_id(model))
     return _local(model)
 
 
-def locate_again(base: BaseIdentity) -> BaseFolder:
+def locate_again(base: BaseIdentity, work_dir: Path) -> BaseFolder:
     """The base that preparing found, at its commit. Raises like `locate`."""
+    parent = parent_of(work_dir)
+    if parent is not None and base.id == parent.id:
+        return BaseFolder(work_dir / "parent", parent.id, None)
     if "/" in base.id:
         return _from_hub(base.id, base.revision)
     return _local(base.id)
+
+
+def require_same(base: BaseFolder, expected: BaseIdentity, *, otherwise: str) -> None:
+    """Raises `BaseChanged`, with the hashes that differ and what is `otherwise` to be done."""
+    found = base.identity()
+    if found != expected:
+        changed = [name for name in BaseIdentity.model_fields if getattr(found, name) != getattr(expected, name)]
+        raise BaseChanged(f"The base model '{expected.id}' has changed: {', '.join(changed)} differ. {otherwise}")
+
+
+def _of_parent(parent: Parent, work_dir: Path) -> BaseFolder:
+    if parent.kind == "full":
+        return BaseFolder(work_dir / "parent", parent.id, None)
+    base = locate_again(parent.base, work_dir)
+    otherwise = f"'{parent.id}' can go on training only on the base it was trained on: put that one back."
+    require_same(base, parent.base, otherwise=otherwise)
+    return base
 
 
 def work_offline() -> None:

@@ -4,6 +4,7 @@
 
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,7 @@ class Pace(TrainerCallback):  # type: ignore[misc]  # transformers publishes no 
         stop: StopRequest,
         given: SupervisedHyperparameters,
         progress: Progress,
+        offer: Callable[[Checkpoint], None],
         *,
         evaluate: bool,
     ) -> None:
@@ -104,6 +106,7 @@ class Pace(TrainerCallback):  # type: ignore[misc]  # transformers publishes no 
         self._save_steps = given.save_steps
         self._eval_steps = given.eval_steps
         self._progress = progress
+        self._offer = offer
         self._evaluate = evaluate
         self._saved_at = time.monotonic()
         self._saved_step: int | None = None
@@ -148,6 +151,7 @@ class Pace(TrainerCallback):  # type: ignore[misc]  # transformers publishes no 
             seconds=self._progress.seconds,
         )
         checkpoints.commit(saved)
+        self._offer(saved)
         checkpoints.prune(folder)
         self._saved_at, self._saved_step = time.monotonic(), state.global_step
         self._report(messages.Checkpoint(state.global_step, saved.path.name))

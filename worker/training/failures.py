@@ -5,7 +5,7 @@ import traceback
 
 from app.registry import identity
 from worker.messages import Failed
-from worker.training.base import BaseNotFound
+from worker.training.base import BaseChanged, BaseNotFound
 from worker.training.labels import TemplateUnusable
 
 
@@ -23,10 +23,6 @@ class SpecUnusable(Exception):
     def __init__(self, param: str, message: str) -> None:
         super().__init__(message)
         self.param = param
-
-
-class BaseChanged(Exception):
-    """The base is not the one that the files were prepared for."""
 
 
 class TargetModulesUnusable(Exception):

@@ -5,27 +5,23 @@ from typing import Any
 
 import torch
 from bitsandbytes.nn import Linear4bit
+from peft import PeftModel, load_peft_weights, set_peft_model_state_dict
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
 from app.jobs.prepared import BaseIdentity
 from app.jobs.spec import JobSpec, QloraTuning
 from worker.training import configs
-from worker.training.base import locate_again
+from worker.training.base import locate_again, require_same
 from worker.training.device import Device
-from worker.training.failures import BaseChanged, TargetModulesUnusable
+from worker.training.failures import TargetModulesUnusable
 
 
-def require_same_base(expected: BaseIdentity) -> Path:
+def require_same_base(expected: BaseIdentity, work_dir: Path) -> Path:
     """The folder of the base that the files were prepared for. Raises `BaseChanged` for any other."""
-    base = locate_again(expected)
-    found = base.identity()
-    if found != expected:
-        changed = [name for name in BaseIdentity.model_fields if getattr(found, name) != getattr(expected, name)]
-        raise BaseChanged(
-            f"The base model '{expected.id}' is not the one this job was prepared for: {', '.join(changed)} differ."
-            " Submit the job again to train on the base as it is now."
-        )
+    base = locate_again(expected, work_dir)
+    otherwise = "It is not the one this job was prepared for: submit the job again to train on it as it is now."
+    require_same(base, expected, otherwise=otherwise)
     return base.path
 
 
@@ -87,6 +83,18 @@ def keep_adapter_in_fp32(model: torch.nn.Module) -> None:
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
+
+
+def go_on_from(adapter: PeftModel, folder: Path) -> None:
+    """Give a new adapter the weights of one that was trained. Its shape is the same: the spec has taken it over.
+
+    Done once the trainer is built, because TRL rounds the adapter it is given to bf16 where the base is in 4 bits.
+    Raises `ValueError` for weights of another shape.
+    """
+    loaded = set_peft_model_state_dict(adapter, load_peft_weights(str(folder), device="cpu"))
+    absent = [name for name in loaded.missing_keys if "lora_" in name]
+    if absent or loaded.unexpected_keys:
+        raise ValueError(f"the adapter does not fit: {[*absent, *loaded.unexpected_keys][:5]}")
 
 
 def count_parameters(model: torch.nn.Module) -> tuple[int, int]:

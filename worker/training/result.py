@@ -1,10 +1,14 @@
-"""The folder to publish: what PEFT and transformers load by themselves, the spec, and what the run measured."""
+"""Folders to publish: what PEFT and transformers load by themselves, the spec, and what the run measured.
+
+One at the end, and one for each checkpoint on the way.
+"""
 
 import json
 import os
 import platform
 import shutil
 import time
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,75 +21,119 @@ from trl import SFTTrainer
 
 from app.jobs.prepared import Prepared
 from app.jobs.spec import JobSpec
+from worker.training import checkpoints
 from worker.training import model as models
 from worker.training.callbacks import Progress
+from worker.training.checkpoints import Checkpoint
 from worker.training.device import Device, peak_memory_bytes
 
 LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate", "bitsandbytes")
+OF_A_MODEL = (".safetensors", ".json", ".jinja", ".txt", ".model")
+"""What a model is made of. The rest of a checkpoint is for going on from it: optimizer, schedule, random state."""
+ADAPTER_CONFIG = "adapter_config.json"
+OF_THE_TRAINER = {"trainer_state.json", checkpoints.MANIFEST}
 
 
-def write(
-    folder: Path,
-    *,
-    trainer: SFTTrainer,
-    tokenizer: PreTrainedTokenizerBase,
-    spec: JobSpec,
-    prepared: Prepared,
-    machine: Device,
-    base: Path,
-    progress: Progress,
-    phases: dict[str, float],
-) -> None:
-    """Write the folder whole and synced; one from before is removed first. `phases`: seconds so far, by phase."""
-    began = time.perf_counter()
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
-    peak = peak_memory_bytes(machine)  # before saving, which is not what a next job must fit into
-    trained, total = models.count_parameters(trainer.model)
-    moved = _save_weights(folder, trainer.model, prepared, base)
-    tokenizer.save_pretrained(folder)
-    (folder / "job.json").write_text(spec.model_dump_json(indent=2))
-    metrics = {
-        "steps": trainer.state.global_step,
-        "loss_first": _logged(trainer, "loss")[0],
-        "loss_last": _logged(trainer, "loss")[-1],
-        "eval_loss": next(reversed(_logged(trainer, "eval_loss")), None),
-        "tokens": progress.tokens,
-        "trained_tokens": round(prepared.train.trained_tokens * float(trainer.state.epoch or 0)),
-        "train_seconds": progress.seconds,
-        "peak_memory_bytes": peak,
-        "trained_parameters": trained,
-        "all_parameters": total,
-        "device": machine.name,
-        "precision": machine.precision,
-        "versions": {name: version(name) for name in LIBRARIES} | {"python": platform.python_version()},
-        "phases": phases | {"save": time.perf_counter() - began},
-        **moved,
-    }
-    (folder / "metrics.json").write_text(json.dumps(metrics, indent=2))
-    _sync(folder)
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What a run makes of its base, as it is now."""
 
+    trainer: SFTTrainer
+    tokenizer: PreTrainedTokenizerBase
+    spec: JobSpec
+    prepared: Prepared
+    machine: Device
+    base: Path
+    progress: Progress
 
-def _logged(trainer: SFTTrainer, name: str) -> list[float]:
-    """Since the job's first step, the steps of earlier attempts included."""
-    return [entry[name] for entry in trainer.state.log_history if name in entry]
+    def write(self, folder: Path, *, phases: dict[str, float]) -> None:
+        """Write the folder whole and synced; one from before is removed first. `phases`: seconds so far, by phase."""
+        began = time.perf_counter()
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        measured = self._measured()  # before saving, which is not what a next job must fit into
+        moved = self._save_weights(folder)
+        self.tokenizer.save_pretrained(folder)
+        (folder / "job.json").write_text(self.spec.model_dump_json(indent=2))
+        metrics = measured | moved | {"phases": phases | {"save": time.perf_counter() - began}}
+        (folder / "metrics.json").write_text(json.dumps(metrics, indent=2))
+        _sync(folder)
 
+    def offer(self, checkpoint: Checkpoint, folder: Path) -> None:
+        """A committed checkpoint as a model, for the worker to publish: linked, because older checkpoints go.
 
-def _save_weights(folder: Path, trained: Any, prepared: Prepared, base: Path) -> dict[str, float]:
-    if isinstance(trained, PeftModel):
-        _save_adapter(folder, trained, prepared)
+        A full model's weights are in fp32 there, as they are trained.
+        """
+        arriving = folder.with_name(f"{folder.name}.arriving")
+        shutil.rmtree(arriving, ignore_errors=True)
+        arriving.mkdir(parents=True)
+        for path in checkpoint.path.iterdir():
+            if path.name == ADAPTER_CONFIG:
+                named = json.loads(path.read_text()) | self._base_by_name()
+                (arriving / path.name).write_text(json.dumps(named, indent=2))
+            elif path.suffix in OF_A_MODEL and path.name not in OF_THE_TRAINER:
+                os.link(path, arriving / path.name)
+        (arriving / "job.json").write_text(self.spec.model_dump_json(indent=2))
+        metrics = self._measured() | {"checkpoint": self._at_this_step()}
+        (arriving / "metrics.json").write_text(json.dumps(metrics, indent=2))
+        shutil.rmtree(folder, ignore_errors=True)
+        arriving.rename(folder)
+
+    def _measured(self) -> dict[str, Any]:
+        trained, total = models.count_parameters(self.trainer.model)
+        return {
+            "steps": self.trainer.state.global_step,
+            "loss_first": self._logged("loss")[0],
+            "loss_last": self._logged("loss")[-1],
+            "eval_loss": next(reversed(self._logged("eval_loss")), None),
+            "tokens": self.progress.tokens,
+            "trained_tokens": round(self.prepared.train.trained_tokens * float(self.trainer.state.epoch or 0)),
+            "train_seconds": self.progress.seconds,
+            "peak_memory_bytes": peak_memory_bytes(self.machine),
+            "trained_parameters": trained,
+            "all_parameters": total,
+            "device": self.machine.name,
+            "precision": self.machine.precision,
+            "versions": {name: version(name) for name in LIBRARIES} | {"python": platform.python_version()},
+        }
+
+    def _logged(self, name: str) -> list[float]:
+        """Since the job's first step, the steps of earlier attempts included."""
+        return [entry[name] for entry in self.trainer.state.log_history if name in entry]
+
+    def _at_this_step(self) -> dict[str, Any]:
+        """In OpenAI's names. An evaluation here is over the whole validation file, which is what `full` means there."""
+        step = self.trainer.state.global_step
+        logged: dict[str, Any] = {}
+        for entry in self.trainer.state.log_history:
+            if entry["step"] == step:
+                logged |= entry
+        loss, accuracy = logged.get("eval_loss"), logged.get("eval_mean_token_accuracy")
+        return {
+            "step": step,
+            "train_loss": logged.get("loss"),
+            "train_mean_token_accuracy": logged.get("mean_token_accuracy"),
+            "valid_loss": loss,
+            "valid_mean_token_accuracy": accuracy,
+            "full_valid_loss": loss,
+            "full_valid_mean_token_accuracy": accuracy,
+        }
+
+    def _base_by_name(self) -> dict[str, str]:
+        """What an adapter says it belongs to: an id, never a path of this machine."""
+        return {"base_model_name_or_path": self.prepared.base.id, "revision": self.prepared.base.revision}
+
+    def _save_weights(self, folder: Path) -> dict[str, float]:
+        trained = self.trainer.model
+        if not isinstance(trained, PeftModel):
+            return _save_full(folder, trained, self.base)
+        # In fp32, as it was trained: it is small, and who merges it shall not merge what was rounded. PEFT would look
+        # the base up at the hub to see whether its vocabulary grew; this service adds no tokens.
+        for name, value in self._base_by_name().items():
+            setattr(trained.peft_config["default"], name, value)
+        trained.save_pretrained(folder, save_embedding_layers=False)
+        (folder / "README.md").unlink(missing_ok=True)  # the registry writes the card, from what it knows
         return {}
-    return _save_full(folder, trained, base)
-
-
-def _save_adapter(folder: Path, trained: PeftModel, prepared: Prepared) -> None:
-    """In fp32, as it was trained: it is small, and who merges it shall not merge what was rounded."""
-    config = trained.peft_config["default"]
-    config.base_model_name_or_path = prepared.base.id  # an id, never a path of this machine
-    config.revision = prepared.base.revision
-    # PEFT would look the base up at the hub to see whether its vocabulary grew; this service adds no tokens.
-    trained.save_pretrained(folder, save_embedding_layers=False)
-    (folder / "README.md").unlink(missing_ok=True)  # the registry writes the card, from what it knows
 
 
 def _save_full(folder: Path, trained: PreTrainedModel, base: Path) -> dict[str, float]:

@@ -16,7 +16,7 @@ from app.jobs.spec import JobSpec
 from app.registry import identity
 from worker import messages
 from worker.training import failures
-from worker.training.base import BaseFolder, locate
+from worker.training.base import BaseFolder, locate, parent_of
 from worker.training.child import Report
 from worker.training.labels import IGNORED, LabelledRow, RowUnusable, TrainOn, labelled
 
@@ -37,7 +37,7 @@ def prepare(work_dir: Path, report: Report) -> Prepared:
     """WORKDIR/job.json and the uploaded files → Parquet files of tokens and labels, and prepared.json last."""
     report(messages.Phase(phase="preparing"))
     spec = JobSpec.model_validate_json((work_dir / "job.json").read_text())
-    base = locate(spec.model)
+    base = locate(spec.model, work_dir)
     config = _text_config(base)
     tokenizer = _tokenizer(base)
     limit = _limit(spec, config)
@@ -49,6 +49,7 @@ def prepare(work_dir: Path, report: Report) -> Prepared:
     }
     prepared = Prepared(
         base=base.identity(),
+        parent=parent_of(work_dir),
         model_type=str(config.get("model_type", "")),
         hidden_size=_number(config, "hidden_size", "n_embd", "d_model"),
         context_length=_context_length(config),

@@ -10,13 +10,14 @@ from app.jobs.prepared import Prepared
 from app.jobs.spec import JobSpec, LoraTuning, QloraTuning
 from app.planning import recipes
 from worker import messages
-from worker.training import checkpoints, configs, device, model, result
-from worker.training.base import work_offline
+from worker.training import checkpoints, configs, device, model
+from worker.training.base import parent_of, work_offline
 from worker.training.callbacks import Pace, Progress
 from worker.training.checkpoints import Checkpoint
 from worker.training.child import Report, StopNow, StopRequest
 from worker.training.data import rows_of
 from worker.training.device import Device
+from worker.training.result import Result
 from worker.training.tokenise import prepare, write_last
 
 
@@ -31,14 +32,22 @@ def train(work_dir: Path, report: Report, stop: StopRequest) -> messages.Done | 
     spec = JobSpec.model_validate_json((work_dir / "job.json").read_text())
     prepared = Prepared.model_validate_json((work_dir / "prepared.json").read_text())
     machine = device.find()
-    base = model.require_same_base(prepared.base)
+    base = model.require_same_base(prepared.base, work_dir)
     work_offline()
     base_model, tokenizer = model.load(base, spec, machine)
     trainer = build_trainer(work_dir, spec, machine, base_model, tokenizer)
+    if (parent := parent_of(work_dir)) is not None and parent.kind == "adapter":
+        model.go_on_from(trainer.model, work_dir / "parent")
     checkpoint = checkpoints.newest_verified(work_dir / "checkpoints")
     progress = Progress(report, machine, checkpoint)
     trainer.add_callback(progress)
-    trainer.add_callback(Pace(report, stop, spec.hyperparameters, progress, evaluate=prepared.validation is not None))
+    result = Result(trainer, tokenizer, spec, prepared, machine, base, progress)
+
+    def offer(saved: Checkpoint) -> None:
+        result.offer(saved, work_dir / messages.OFFERED / saved.path.name)
+
+    evaluate = prepared.validation is not None
+    trainer.add_callback(Pace(report, stop, spec.hyperparameters, progress, offer, evaluate=evaluate))
     loaded = time.perf_counter()
 
     if not run_steps(trainer, checkpoint, report, stop):
@@ -46,17 +55,7 @@ def train(work_dir: Path, report: Report, stop: StopRequest) -> messages.Done | 
     trained = time.perf_counter()
 
     report(messages.Phase(phase="saving"))
-    result.write(
-        work_dir / "result",
-        trainer=trainer,
-        tokenizer=tokenizer,
-        spec=spec,
-        prepared=prepared,
-        machine=machine,
-        base=base,
-        progress=progress,
-        phases={"load": loaded - began, "train": trained - loaded},
-    )
+    result.write(work_dir / "result", phases={"load": loaded - began, "train": trained - loaded})
     return messages.Done()
 
 

@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 from app.auth import Project
 from app.db import new_session
 from app.errors import IllegalMove
-from app.jobs import lifecycle
+from app.jobs import events, lifecycle
 from app.jobs.models import Job, JobEvent
 from app.jobs.status import FINAL, MOVES, JobStatus
 from app.registry import service as registry
@@ -50,6 +50,7 @@ def _beside(status: JobStatus) -> dict[str, object]:
         "finished_at": func.now() if status in FINAL else None,
         "error": {"code": "x", "message": "x", "param": None} if status is JobStatus.FAILED else None,
         "fine_tuned_model": "ft:x" if status is JobStatus.SUCCEEDED else None,
+        "paused_by": "user" if status is JobStatus.PAUSED else None,
     }
 
 
@@ -63,7 +64,7 @@ def test_a_job_is_prepared_then_trained_and_ends_with_one_result(session: Sessio
         assert job.status == JobStatus.QUEUED
         claim = take(session)
         result = registry.register(session, make_manifest(session, claim), manifest_sha256="6" * 64)
-        lifecycle.succeed(session, claim, result, trained_tokens=4)
+        lifecycle.succeed(session, claim, result, trained_tokens=4, result_files=["file-r"])
     with session.begin():
         session.refresh(job)
         assert (job.status, job.fine_tuned_model) == (JobStatus.SUCCEEDED, "ft:tiny:default::1")
@@ -168,7 +169,7 @@ def test_cancel_is_idempotent_and_too_late_for_a_success(session: Session, proje
         other = make_queued_job(session, project)
         claim = take(session)
         result = registry.register(session, make_manifest(session, claim), manifest_sha256="6" * 64)
-        lifecycle.succeed(session, claim, result, trained_tokens=1)
+        lifecycle.succeed(session, claim, result, trained_tokens=1, result_files=[])
     with pytest.raises(IllegalMove, match="succeeded already"), session.begin():
         lifecycle.cancel(session, other)
 
@@ -234,3 +235,112 @@ def test_the_database_refuses_half_finished_rows(session: Session, project: Proj
     ):
         with pytest.raises(IntegrityError), session.begin():
             session.execute(text(wrong))
+
+
+def test_a_job_that_waits_is_paused_at_once_and_nobody_claims_it(session: Session, project: Project) -> None:
+    with session.begin():
+        job = lifecycle.pause(session, make_queued_job(session, project))
+        assert (job.status, job.paused_by, job.desired) == (JobStatus.PAUSED, "user", Desired.PAUSE)
+        assert lifecycle.pause(session, job).status == JobStatus.PAUSED
+        assert lifecycle.claim(session, "cpu", who=WHO, lease=LEASE) is None
+        job = lifecycle.resume(session, job)
+        assert (job.status, job.paused_by, job.desired) == (JobStatus.QUEUED, None, Desired.RUN)
+        assert take(session).subject == job.id
+
+
+def test_a_running_job_is_paused_once_its_worker_has_stopped(session: Session, project: Project) -> None:
+    with session.begin():
+        job = make_queued_job(session, project)
+        claim = take(session)
+        job = lifecycle.pause(session, job)
+        assert (job.status, job.desired) == (JobStatus.RUNNING, Desired.PAUSE)
+        assert work.prolong(session, claim, lease=LEASE) is Desired.PAUSE
+        lifecycle.requeue(session, claim, outcome="paused")
+        session.refresh(job)
+        assert (job.status, job.paused_by) == (JobStatus.PAUSED, "user")
+        lifecycle.resume(session, job)
+        assert take(session).failed_attempts == 0
+
+
+PAUSED_ENDS: dict[str, Callable[[Session, Claim], object]] = {
+    "of a worker that shuts down": lifecycle.requeue,
+    "to be tried again": lambda session, claim: lifecycle.retry(session, claim, ERROR, delay=LEASE),
+}
+
+
+@pytest.mark.parametrize("end", PAUSED_ENDS)
+def test_a_wished_pause_outlives_the_attempt(session: Session, project: Project, end: str) -> None:
+    with session.begin():
+        job = make_queued_job(session, project)
+        claim = take(session)
+        lifecycle.pause(session, job)
+        PAUSED_ENDS[end](session, claim)
+        session.refresh(job)
+        assert job.status == JobStatus.PAUSED
+
+
+def test_a_pause_that_is_taken_back_leaves_the_job_in_the_queue(session: Session, project: Project) -> None:
+    with session.begin():
+        job = make_queued_job(session, project)
+        claim = take(session)
+        lifecycle.pause(session, job)
+        assert lifecycle.resume(session, job).desired == Desired.RUN
+        lifecycle.requeue(session, claim, outcome="paused")  # its trainer had been told already
+        session.refresh(job)
+        assert job.status == JobStatus.QUEUED
+
+
+def test_a_job_paused_while_its_files_are_validated_waits_after_that(session: Session, project: Project) -> None:
+    with session.begin():
+        job = make_job(session, project)
+        claim = take(session, "prepare")
+        job = lifecycle.pause(session, job)
+        assert (job.status, job.desired) == (JobStatus.VALIDATING_FILES, Desired.PAUSE)
+        prepare(session, claim)
+        session.refresh(job)
+        assert job.status == JobStatus.PAUSED
+        lifecycle.resume(session, job)
+        assert take(session).subject == job.id
+
+
+def test_a_paused_job_can_be_cancelled_and_an_ended_one_neither_paused_nor_resumed(
+    session: Session, project: Project
+) -> None:
+    with session.begin():
+        job = lifecycle.pause(session, make_queued_job(session, project))
+        assert lifecycle.cancel(session, job).status == JobStatus.CANCELLED
+    for move in (lifecycle.pause, lifecycle.resume):
+        with pytest.raises(IllegalMove, match="has cancelled already"), session.begin():
+            move(session, job)
+
+
+def test_a_job_that_is_being_cancelled_is_not_paused(session: Session, project: Project) -> None:
+    with session.begin():
+        job = make_queued_job(session, project)
+        claim = take(session)
+        lifecycle.cancel(session, job)
+    with pytest.raises(IllegalMove, match="is being cancelled"), session.begin():
+        lifecycle.pause(session, job)
+    with session.begin():
+        assert work.prolong(session, claim, lease=LEASE) is Desired.CANCEL
+
+
+def test_whoever_adds_to_a_history_waits_for_who_is_adding(session: Session, project: Project) -> None:
+    """Or a reader that has seen the later entry would never look for the earlier one."""
+    with session.begin():
+        job = make_job(session, project)
+    added = threading.Event()
+
+    def add() -> None:
+        with new_session() as mine, mine.begin():
+            events.tell(mine, job.id, "second")
+        added.set()
+
+    with new_session() as first, first.begin():
+        events.tell(first, job.id, "first")
+        adder = threading.Thread(target=add)
+        adder.start()
+        assert not added.wait(0.3)
+    adder.join()
+    with session.begin():
+        assert session.scalars(select(JobEvent.message).order_by(JobEvent.seq)).all()[-2:] == ["first", "second"]

@@ -19,7 +19,7 @@ from app.registry import service
 from app.settings import get_settings
 from app.storage import blob_key, get_storage
 from tests import factories
-from worker.publication import publish
+from worker.publication import Origin, publish
 
 FILES = {
     "adapter_config.json": b'{"r": 8}',
@@ -49,15 +49,8 @@ def make_result(session: Session, project: Project, folder: Path, **fields: Any)
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_bytes(content)
         job = session.get_one(Job, job_id)
-        manifest, sha256 = publish(
-            folder,
-            get_storage(),
-            claim=claim,
-            job=job,
-            prepared=Prepared.model_validate(job.prepared),
-            file=file,
-            project_name=project.name,
-        )
+        origin = Origin(claim, job, Prepared.model_validate(job.prepared), file, project.name)
+        manifest, sha256 = publish(folder, get_storage(), origin)
         service.register(session, manifest, manifest_sha256=sha256)
     return Result(manifest.id, files)
 

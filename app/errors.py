@@ -7,6 +7,7 @@ ServiceError                 500
 │   └── IllegalMove                what is asked does not fit the status
 ├── NotAuthenticated         401
 ├── NotFound                 404   also what belongs to another project
+├── TooSlow                  408   a body that trickles
 ├── TooLarge                 413
 └── Unavailable              503   the database does not answer; ask again
 
@@ -70,6 +71,14 @@ class NotFound(ServiceError):
     status_code = 404
     type = "not_found_error"
     code = "not_found"
+
+
+class TooSlow(ServiceError):
+    """A body that does not come."""
+
+    status_code = 408
+    type = "invalid_request_error"
+    code = "too_slow"
 
 
 class TooLarge(ServiceError):

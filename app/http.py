@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import re
 import secrets
 from collections.abc import Iterator
 from typing import Annotated, Any, Generic, TypeVar
@@ -16,6 +17,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session
 from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app import auth
@@ -28,7 +30,7 @@ from app.storage import Damaged
 
 log = logging.getLogger(__name__)
 
-UPLOADS = "/v1/files"
+UPLOADS = re.compile(r"/v1/files|/v1/uploads/[^/]+/parts")
 """Where bodies may be as long as a file; uploads bound themselves."""
 
 T = TypeVar("T")
@@ -43,7 +45,10 @@ SessionDep = Annotated[Session, Depends(_session)]
 _bearer = HTTPBearer(auto_error=False, description="An API key of this server.")
 
 
-def _caller(session: SessionDep, sent: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]) -> Project:
+BearerDep = Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
+
+
+def _caller(session: SessionDep, sent: BearerDep) -> Project:
     with session.begin():
         return auth.authenticate(session, sent.credentials if sent else "")
 
@@ -111,6 +116,16 @@ def install(app: FastAPI) -> None:
     for away in (OperationalError, InterfaceError, PoolTimeout):
         app.add_exception_handler(away, _database_away)
     app.add_middleware(RequestMiddleware, max_body_bytes=get_settings().max_body_bytes)
+    origins = [origin.strip() for origin in get_settings().cors_origins.split(",") if origin.strip()]
+    if origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=origins,
+            allow_methods=["GET", "POST", "DELETE"],
+            allow_headers=["authorization", "content-type", "idempotency-key", "if-none-match", "last-event-id"],
+            expose_headers=["etag", "x-request-id", "retry-after"],
+            max_age=600,
+        )
 
 
 def envelope(error: ServiceError) -> JSONResponse:
@@ -248,7 +263,7 @@ class RequestMiddleware:
 
     def _bounds_itself(self, scope: Scope) -> bool:
         """An upload, which asks for a key first, and counts as it streams."""
-        return (scope["method"], scope["path"]) == ("POST", UPLOADS)
+        return scope["method"] == "POST" and UPLOADS.fullmatch(scope["path"]) is not None
 
     def _bounded(self, receive: Receive) -> Receive:
         """Count what arrives of a body."""

@@ -2,6 +2,8 @@
 
 import asyncio
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Literal
 
 from fastapi import FastAPI
@@ -13,11 +15,14 @@ from starlette.concurrency import run_in_threadpool
 
 import app.files.routes
 import app.jobs.routes
+import app.jobs.stream_routes
 import app.registry.routes
+import app.uploads.routes
 import app.work.routes
 from app import http, queue
 from app.db import new_session
 from app.errors import Unavailable
+from app.jobs.feeds import Feeds
 from app.work import service as work_service
 
 
@@ -51,19 +56,35 @@ class BrokerWatch:
 
 def create_app() -> FastAPI:
     """The whole API, its tables and broker named by the settings."""
+    feeds = Feeds()
+
+    @asynccontextmanager
+    async def alive(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        await feeds.close()
+
     api = FastAPI(
+        lifespan=alive,
         title="finetuned",
         summary="Fine-tunes language models on your own GPUs, behind the OpenAI fine-tuning API.",
         redirect_slashes=False,
         responses={"4XX": {"model": http.ErrorRead}, "5XX": {"model": http.ErrorRead}},
     )
     http.install(api)
-    for slice_ in (app.files.routes, app.jobs.routes, app.registry.routes, app.work.routes):
+    api.state.feeds = feeds
+    for slice_ in (
+        app.files.routes,
+        app.uploads.routes,
+        app.jobs.routes,
+        app.jobs.stream_routes,
+        app.registry.routes,
+        app.work.routes,
+    ):
         api.include_router(slice_.router)
     broker = BrokerWatch()
 
     @api.get("/healthz", tags=["operation"])
-    async def alive() -> dict[str, str]:
+    async def healthz() -> dict[str, str]:
         """The process answers."""
         return {"status": "ok"}
 

@@ -40,7 +40,17 @@ class Settings(BaseSettings):
     database_connect_timeout: Duration = timedelta(seconds=5)
     statement_timeout: Duration = timedelta(seconds=30)
 
+    cors_origins: str = ""
+    """Where dashboards in a browser come from, comma-separated, such as `https://dash.example.com`; empty: nowhere."""
+
     max_file_bytes: int = 2 * 1024**3
+    """Of a file, uploaded whole or in parts."""
+    max_project_bytes: int = 1024**4
+    """Of all files that a project has."""
+    upload_idle_timeout: Duration = timedelta(seconds=30)
+    """How long a body may bring nothing."""
+    upload_slowest: int = 16 * 1024
+    """Bytes a second that a body must bring on average, after a minute's grace."""
     max_body_bytes: int = 256 * 1024
     """Of a JSON body; a job spec has some 2 kB."""
 

@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Protocol
 
 import pytest
 from sqlalchemy import text
@@ -22,6 +23,13 @@ from app.settings import get_settings
 from app.storage import get_storage
 from tests import running, tiny
 from worker.devices import device_of
+
+
+class SetSettings(Protocol):
+    """By the names of their fields."""
+
+    def __call__(self, **values: object) -> None: ...
+
 
 LOCAL = ("127.0.0.1", "::1", "localhost")
 
@@ -89,6 +97,20 @@ def session(servers: None) -> Iterator[Session]:
         with session.begin():
             session.execute(text(f"TRUNCATE {', '.join(Base.metadata.tables)} CASCADE"))
         yield session
+
+
+@pytest.fixture
+def set_settings() -> Iterator[SetSettings]:
+    """Give settings another value until the test ends."""
+    with pytest.MonkeyPatch.context() as patch:
+
+        def set_them(**values: object) -> None:
+            for name, value in values.items():
+                patch.setenv(f"FINETUNED_{name.upper()}", str(value))
+            get_settings.cache_clear()
+
+        yield set_them
+    get_settings.cache_clear()
 
 
 @pytest.fixture

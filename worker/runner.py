@@ -42,6 +42,7 @@ from worker.reporter import Reporter
 from worker.shutdown import shutting_down
 from worker.standby import Trainers
 from worker.supervisor import Ending, Finished, attend
+from worker.trainer_log import LogShipper
 
 log = logging.getLogger(__name__)
 
@@ -84,7 +85,7 @@ class Slot:
         log.info("attempt %d at %s of %s begins", claim.attempt, claim.kind, claim.subject)
         try:
             folder = workspace.opened(claim)
-            with Reporter(claim) as reporter:
+            with LogShipper(claim, folder / "trainer.log"), Reporter(claim) as reporter:
                 match claim.kind:
                     case WorkKind.PREPARE:
                         return self._prepare(claim, folder, lease, reporter)

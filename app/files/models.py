@@ -30,5 +30,7 @@ class File(Base):
     status: Mapped[str]
     status_details: Mapped[str | None]
     created_at: Mapped[CreatedAt]
+    expires_at: Mapped[Time | None]
+    """Hidden from then on, as if deleted; None: never."""
     deleted_at: Mapped[Time | None]
     """Hidden from then on; the sweeper takes the bytes once no unfinished job needs them."""

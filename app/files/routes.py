@@ -7,7 +7,7 @@ from fastapi.responses import StreamingResponse
 from starlette.concurrency import run_in_threadpool
 
 from app.auth import Project
-from app.files import service, upload
+from app.files import body, service
 from app.files.models import File
 from app.files.schemas import FileDeleted, FileRead
 from app.http import After, CallerDep, ListRead, SessionDep, limit_query, list_of
@@ -27,6 +27,7 @@ _UPLOAD = {
                     "properties": {
                         "purpose": {"type": "string", "enum": list(service.PURPOSES)},
                         "file": {"type": "string", "format": "binary"},
+                        "expires_after": {"$ref": "#/components/schemas/ExpiresAfter"},
                     },
                 }
             }
@@ -40,7 +41,7 @@ async def upload_file(request: Request, caller: CallerDep, session: SessionDep) 
     """Upload a file; a fine-tune file is JSON lines, and its rows are checked before the answer."""
     storage = get_storage()
     with storage.incoming() as incoming:
-        form = await upload.receive(
+        form = await body.receive(
             request.stream(),
             content_type=request.headers.get("content-type", ""),
             incoming=incoming,
@@ -49,7 +50,15 @@ async def upload_file(request: Request, caller: CallerDep, session: SessionDep) 
 
         def enter(caller: Project, incoming: Incoming) -> File:
             with session.begin():
-                return service.receive(session, storage, caller, incoming, filename=form.filename, purpose=form.purpose)
+                return service.receive(
+                    session,
+                    storage,
+                    caller,
+                    incoming,
+                    filename=form.filename,
+                    purpose=form.purpose,
+                    expires_after=form.expires_after,
+                )
 
         return FileRead.of(await run_in_threadpool(enter, caller, incoming))
 

@@ -1,10 +1,19 @@
 """How a file looks in a response."""
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict, Field
 
 from app.files.models import File
+
+
+class ExpiresAfter(BaseModel):
+    """When a file shall go by itself."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    anchor: Literal["created_at"]
+    seconds: Annotated[int, Field(ge=3600, le=2_592_000, description="An hour to 30 days.")]
 
 
 class FileRead(BaseModel):
@@ -18,7 +27,7 @@ class FileRead(BaseModel):
     purpose: str
     status: str
     status_details: str | None
-    expires_at: int | None = None
+    expires_at: int | None
     sha256: str
     rows: int | None
 
@@ -33,6 +42,7 @@ class FileRead(BaseModel):
             purpose=file.purpose,
             status=file.status,
             status_details=file.status_details,
+            expires_at=int(file.expires_at.timestamp()) if file.expires_at else None,
             sha256=file.sha256,
             rows=file.rows,
         )

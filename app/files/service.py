@@ -3,15 +3,16 @@
 import unicodedata
 from datetime import timedelta
 
-from sqlalchemy import func, select, text
+from sqlalchemy import Select, func, or_, select, text, update
 from sqlalchemy.orm import Session
 
 from app.auth import Project
 from app.db import new_id
-from app.errors import InvalidRequest, NotFound
+from app.errors import InvalidRequest, NotFound, TooLarge
 from app.files import formats
 from app.files.models import File
 from app.pages import Page, page_of
+from app.settings import get_settings
 from app.storage import Blob, Incoming, Storage
 
 FINE_TUNE = "fine-tune"
@@ -23,23 +24,55 @@ BLOBS_LOCK = 0x66696C65
 
 
 def receive(
-    session: Session, storage: Storage, project: Project, incoming: Incoming, *, filename: str, purpose: str
+    session: Session,
+    storage: Storage,
+    project: Project,
+    incoming: Incoming,
+    *,
+    filename: str,
+    purpose: str,
+    expires_after: int | None = None,
 ) -> File:
     """Enter an upload that has arrived whole; a fine-tune file is read through and judged by its rows.
 
-    A file with unusable rows is kept with status `error`, so that its owner sees which line is wrong.
+    A file with unusable rows is kept with status `error`, so that its owner sees which line is wrong. `expires_after`:
+    seconds. Raises `InvalidRequest`, or `TooLarge` for a file that there is no room for.
     """
-    if purpose not in PURPOSES:
-        raise InvalidRequest(f"'{purpose}' is not a purpose. Send one of: {', '.join(PURPOSES)}.", param="purpose")
+    require_purpose(purpose)
     if incoming.bytes == 0:
         raise InvalidRequest("The file is empty.", param="file")
+    require_room(session, project, incoming.bytes, param="file")
     incoming.sync()
     rows, problem = _judge(incoming) if purpose == FINE_TUNE else (None, None)
     # Storing the bytes is a copy over the network where storage is a bucket, with this transaction open.
     session.execute(text("SET LOCAL idle_in_transaction_session_timeout = 0"))
     keep_blobs(session)
     blob = storage.commit(incoming)
-    return _enter(session, project.id, blob, purpose=purpose, filename=filename, rows=rows, problem=problem)
+    file = _enter(session, project.id, blob, purpose=purpose, filename=filename, rows=rows, problem=problem)
+    if expires_after is not None:
+        file.expires_at = file.created_at + timedelta(seconds=expires_after)
+    return file
+
+
+def require_purpose(purpose: str) -> None:
+    """Raises `InvalidRequest` for what nobody uploads."""
+    if purpose not in PURPOSES:
+        raise InvalidRequest(f"'{purpose}' is not a purpose. Send one of: {', '.join(PURPOSES)}.", param="purpose")
+
+
+def require_room(session: Session, project: Project, size: int, *, param: str) -> None:
+    """Raises `TooLarge` for a file beyond what a file, or all of a project's, may have."""
+    settings = get_settings()
+    if size > settings.max_file_bytes:
+        raise TooLarge(f"The file has {size} bytes; {settings.max_file_bytes} are allowed.", param=param)
+    used = session.scalar(_shown(project).with_only_columns(func.coalesce(func.sum(File.bytes), 0)).order_by(None))
+    if (used or 0) + size > settings.max_project_bytes:
+        raise TooLarge(
+            f"The project's files have {used} bytes, and may have {settings.max_project_bytes} with this one. Delete"
+            " some that no job needs.",
+            param=param,
+            code="project_full",
+        )
 
 
 def enter_results(session: Session, project_id: str, blob: Blob) -> File:
@@ -54,9 +87,7 @@ def keep_blobs(session: Session) -> None:
 
 def get(session: Session, project: Project, file_id: str) -> File:
     """A file of the project. Raises `NotFound`."""
-    file = session.scalar(
-        select(File).where(File.id == file_id, File.project_id == project.id, File.deleted_at.is_(None))
-    )
+    file = session.scalar(_shown(project).where(File.id == file_id))
     if file is None:
         raise NotFound(f"No such file: {file_id}", param="file_id")
     return file
@@ -72,7 +103,7 @@ def files(
     oldest_first: bool,
 ) -> Page[File]:
     """The project's files."""
-    rows = select(File).where(File.project_id == project.id, File.deleted_at.is_(None))
+    rows = _shown(project)
     if purpose is not None:
         rows = rows.where(File.purpose == purpose)
     return page_of(session, rows, File, after=after, limit=limit, oldest_first=oldest_first)
@@ -90,6 +121,12 @@ def used(session: Session, project_id: str, file_id: str) -> File:
     return session.scalars(select(File).where(File.id == file_id, File.project_id == project_id)).one()
 
 
+def expire(session: Session) -> None:
+    """Delete what was to go by itself by now."""
+    due = (File.expires_at < func.now(), File.deleted_at.is_(None))
+    session.execute(update(File).where(*due).values(deleted_at=File.expires_at))
+
+
 def deleted_before(session: Session, age: timedelta) -> list[File]:
     """Files that have been hidden for so long."""
     return list(session.scalars(select(File).where(File.deleted_at < func.now() - age).limit(100)))
@@ -100,6 +137,11 @@ def display_name(filename: str) -> str:
     last = filename.replace("\\", "/").rsplit("/", 1)[-1]
     shown = "".join(char for char in last if unicodedata.category(char)[0] != "C").strip()
     return shown[:255] or "file"
+
+
+def _shown(project: Project) -> Select[File]:
+    alive = or_(File.expires_at.is_(None), File.expires_at > func.now())
+    return select(File).where(File.project_id == project.id, File.deleted_at.is_(None), alive)
 
 
 def _enter(

@@ -13,8 +13,8 @@ from app.db import new_id
 from app.jobs.models import Job, JobEvent
 
 Level = Literal["info", "warn", "error"]
-CHANNEL = "job_events"
-"""Where a listener hears the ids of jobs that have something new to tell."""
+CHANNEL = "job_news"
+"""Where a listener hears the ids of jobs that have something new, in their history or their log."""
 
 
 def begin(session: Session, job_id: str, messages: list[str]) -> None:
@@ -25,17 +25,17 @@ def begin(session: Session, job_id: str, messages: list[str]) -> None:
 
 def tell(session: Session, job_id: str, message: str, *, level: Level = "info") -> None:
     """Add a sentence."""
-    _hold(session, job_id)
+    hold(session, job_id)
     _add(session, job_id, level, "message", message, None)
 
 
 def measure(session: Session, job_id: str, message: str, data: dict[str, Any]) -> None:
     """Add numbers, with a sentence for those who read."""
-    _hold(session, job_id)
+    hold(session, job_id)
     _add(session, job_id, "info", "metrics", message, data)
 
 
-def _hold(session: Session, job_id: str) -> None:
+def hold(session: Session, job_id: str) -> None:
     """Take the job's row until the transaction ends, and announce that something new will be told then."""
     session.execute(select(func.pg_notify(CHANNEL, job_id)).where(Job.id == job_id).with_for_update(key_share=True))
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from sqlalchemy import BigInteger, CheckConstraint, ForeignKey, Index, UniqueConstraint, text
+from sqlalchemy import BigInteger, CheckConstraint, ForeignKey, Identity, Index, UniqueConstraint, text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from app.db import Base, CreatedAt, Seq, Time
@@ -79,6 +79,28 @@ class JobCheckpoint(Base):
     metrics: Mapped[dict[str, Any]]
     """In OpenAI's names: `step`, `train_loss`, …"""
     created_at: Mapped[CreatedAt]
+
+
+class JobLog(Base):
+    """Some lines that a job's trainer printed."""
+
+    __tablename__ = "job_logs"
+    __table_args__ = (Index("ix_job_logs_job", "job_id", "seq"),)
+
+    seq: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True)
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"))
+    created_at: Mapped[CreatedAt]
+    text: Mapped[str]
+
+
+class StreamToken(Base):
+    """A browser's right to follow one job for a while; the address that carries it is no secret for long."""
+
+    __tablename__ = "stream_tokens"
+
+    sha256: Mapped[str] = mapped_column(primary_key=True)
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"))
+    expires_at: Mapped[Time]
 
 
 class JobEvent(Base):

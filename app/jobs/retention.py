@@ -11,6 +11,8 @@ from app.jobs.models import Job
 from app.registry import service as registry
 from app.registry.models import RegisteredModel
 from app.storage import Storage
+from app.uploads import service as uploads
+from app.uploads.models import UploadPart
 
 
 def delete_unused_blobs(session: Session, storage: Storage, *, age: timedelta) -> int:
@@ -20,7 +22,9 @@ def delete_unused_blobs(session: Session, storage: Storage, *, age: timedelta) -
     """
     if not session.scalar(text("SELECT pg_try_advisory_xact_lock(:lock)"), {"lock": files.BLOBS_LOCK}):
         return 0
-    unused: set[str] = set()
+    files.expire(session)
+    uploads.expire(session)
+    unused = uploads.forget_parts(session)
     for file in files.deleted_before(session, age):
         if not _in_training(session, file):
             session.delete(file)
@@ -51,9 +55,10 @@ def _is_started_from(session: Session, model: RegisteredModel) -> bool:
 
 
 def _shared(session: Session, sha256: str) -> bool:
-    """Whether the same bytes are another file's, a prepared file's, or another model's."""
+    """Whether the same bytes are another file's or its part, a prepared file's, or another model's."""
     users = (
         select(File.id).where(File.sha256 == sha256),
+        select(UploadPart.id).where(UploadPart.sha256 == sha256),
         select(RegisteredModel.id).where(RegisteredModel.files.contains([{"sha256": sha256}])),
         select(Job.id).where(
             or_(

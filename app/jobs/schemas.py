@@ -1,5 +1,6 @@
 """How a job, its events and its attempts look in a response."""
 
+from datetime import datetime
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel
@@ -151,6 +152,19 @@ class CheckpointRead(BaseModel):
             step_number=checkpoint.step,
             metrics=CheckpointMetrics.model_validate(checkpoint.metrics),
         )
+
+
+class StreamTokenRead(BaseModel):
+    """A token for `?token=`, shown once."""
+
+    object: Literal["fine_tuning.job.stream_token"] = "fine_tuning.job.stream_token"
+    token: str
+    expires_at: int
+
+    @classmethod
+    def of(cls, token: str, expires_at: datetime) -> Self:
+        """As it was made."""
+        return cls(token=token, expires_at=int(expires_at.timestamp()))
 
 
 class MetricsEntry(BaseModel):

@@ -118,6 +118,22 @@ def history(session: Session, job: Job, *, after: str | None, limit: int) -> Pag
     return page_of(session, select(JobEvent).where(JobEvent.job_id == job.id), JobEvent, after=after, limit=limit)
 
 
+def seq_of_event(session: Session, job: Job, event_id: str | None) -> int:
+    """Where an event stands in a job's history; 0 for None, before the first. Raises `InvalidRequest`."""
+    if event_id is None:
+        return 0
+    seq = session.scalar(select(JobEvent.seq).where(JobEvent.id == event_id, JobEvent.job_id == job.id))
+    if seq is None:
+        raise InvalidRequest(f"'{event_id}' is not an event of {job.id}.", param="Last-Event-ID")
+    return seq
+
+
+def has_events_after(session: Session, job: Job, seq: int) -> bool:
+    """Whether a job's history goes on after that."""
+    newer = select(JobEvent.id).where(JobEvent.job_id == job.id, JobEvent.seq > seq)
+    return session.scalar(newer.limit(1)) is not None
+
+
 def report(
     session: Session,
     holder: Claim,

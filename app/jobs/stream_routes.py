@@ -1,0 +1,125 @@
+"""/v1/fine_tuning/jobs/{id}/events/stream and /logs: what happens to a job, as it happens.
+
+These are async: a thread each would end with the fortieth follower.
+"""
+
+from collections.abc import AsyncIterator
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Header, Query, Request, Response
+from fastapi.responses import StreamingResponse
+from starlette.concurrency import run_in_threadpool
+
+from app import auth
+from app.auth import Project
+from app.db import new_session
+from app.http import BearerDep, CallerDep, SessionDep
+from app.jobs import feeds, logs, service, tokens
+from app.jobs.feeds import Feeds, Frame
+from app.jobs.models import Job
+from app.jobs.schemas import StreamTokenRead
+
+router = APIRouter(prefix="/v1/fine_tuning/jobs", tags=["fine-tuning jobs"])
+
+STREAM: dict[int | str, Any] = {200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}}
+TEXT: dict[int | str, Any] = {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}}
+NOT_BUFFERED = {"cache-control": "no-store", "x-accel-buffering": "no"}
+"""For the proxies on the way."""
+
+
+def _follower(
+    job_id: str,
+    session: SessionDep,
+    bearer: BearerDep,
+    token: Annotated[str | None, Query(max_length=200, description="In place of a key, for an `EventSource`.")] = None,
+) -> Project:
+    """Who holds a key, or a token for this job's streams."""
+    with session.begin():
+        if bearer is None and token is not None:
+            return tokens.project_of(session, job_id, token)
+        return auth.authenticate(session, bearer.credentials if bearer else "")
+
+
+FollowerDep = Annotated[Project, Depends(_follower)]
+
+
+def _feeds(request: Request) -> Feeds:
+    found: Feeds = request.app.state.feeds
+    return found
+
+
+FeedsDep = Annotated[Feeds, Depends(_feeds)]
+
+
+@router.post("/{job_id}/events/token")
+def create_stream_token(job_id: str, caller: CallerDep, session: SessionDep) -> StreamTokenRead:
+    """Make a short-lived token for the streams of one job, which a browser's `EventSource` can put into the address."""
+    with session.begin():
+        return StreamTokenRead.of(*tokens.make(session, service.get(session, caller, job_id)))
+
+
+@router.get("/{job_id}/events/stream", response_class=StreamingResponse, responses={**STREAM, 204: {}})
+async def stream_events(
+    job_id: str,
+    caller: FollowerDep,
+    live: FeedsDep,
+    last_event_id: Annotated[str | None, Header(max_length=200, description="Id of the last event that came.")] = None,
+    after: Annotated[str | None, Query(max_length=200, description="The same, for who sends no header.")] = None,
+) -> Response:
+    """Send a job's events as they happen, from the first or after the last that came, until the job has ended.
+
+    The last event is `end`. 204 where there is nothing more to come, which tells an `EventSource` to stop asking.
+    """
+
+    def look_up() -> tuple[Job, int, bool]:
+        with new_session() as session, session.begin():
+            job = service.get(session, caller, job_id)
+            seq = service.seq_of_event(session, job, last_event_id or after)
+            return job, seq, job.finished_at is not None and not service.has_events_after(session, job, seq)
+
+    job, seq, over = await run_in_threadpool(look_up)
+    if over:
+        return Response(status_code=204)
+    frames = live.follow(feeds.EVENTS, job.id, seq)
+    return StreamingResponse(_as_stream(frames, job.id), media_type="text/event-stream", headers=NOT_BUFFERED)
+
+
+async def _as_stream(frames: AsyncIterator[Frame | None], job_id: str) -> AsyncIterator[bytes]:
+    yield b"retry: 2000\n\n"
+    async for frame in frames:
+        yield b": heartbeat\n\n" if frame is None else frame.data
+    status = await run_in_threadpool(_status, job_id)
+    yield f'event: end\ndata: {{"id": "{job_id}", "status": "{status}"}}\n\n'.encode()
+
+
+def _status(job_id: str) -> str:
+    with new_session() as session, session.begin():
+        return session.get_one(Job, job_id).status
+
+
+@router.get("/{job_id}/logs", response_class=StreamingResponse, responses=TEXT)
+async def get_log(
+    job_id: str,
+    caller: FollowerDep,
+    live: FeedsDep,
+    tail: Annotated[int, Query(ge=0, le=logs.MAX_LINES, description="The last so many lines.")] = 1000,
+    follow: Annotated[bool, Query(description="Go on sending until the job has ended.")] = False,
+) -> Response:
+    """What the job's trainers print, preparing and training, all attempts; plain text."""
+
+    def look_up() -> tuple[str, int]:
+        with new_session() as session, session.begin():
+            return logs.tail(session, service.get(session, caller, job_id).id, tail)
+
+    text, seq = await run_in_threadpool(look_up)
+    if not follow:
+        return Response(text, media_type="text/plain; charset=utf-8")
+    frames = live.follow(feeds.LOG, job_id, seq)
+    return StreamingResponse(_as_text(text, frames), media_type="text/plain; charset=utf-8", headers=NOT_BUFFERED)
+
+
+async def _as_text(text: str, frames: AsyncIterator[Frame | None]) -> AsyncIterator[bytes]:
+    yield text.encode()
+    async for frame in frames:
+        if frame is not None:
+            yield frame.data

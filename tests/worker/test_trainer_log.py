@@ -1,0 +1,59 @@
+"""A trainer's log in the database: whole lines, bounded, an attempt's own."""
+
+from pathlib import Path
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from app.auth import Project
+from app.jobs import lifecycle, logs
+from app.jobs.models import JobLog
+from tests.factories import make_queued_job, take
+from worker import trainer_log
+from worker.trainer_log import LogShipper, as_shown
+
+
+def shipped(session: Session, job_id: str) -> str:
+    with session.begin():
+        return logs.tail(session, job_id, 1_000_000)[0]
+
+
+def test_an_attempt_ships_what_it_printed_and_not_what_one_before_it_did(
+    session: Session, project: Project, tmp_path: Path
+) -> None:
+    with session.begin():
+        make_queued_job(session, project)
+        claim = take(session)
+    log = tmp_path / "trainer.log"
+    log.write_text("of an attempt before\n")
+    with LogShipper(claim, log), log.open("a") as file:
+        file.write("one\ntwo\0\nhalf a line")
+    assert shipped(session, claim.subject) == "== train, attempt 1 ==\none\ntwo\nhalf a line\n"
+
+
+def test_a_progress_bar_is_shown_as_a_terminal_leaves_it() -> None:
+    assert as_shown("0%\r50%\r100%\nnext\r\n") == "100%\nnext\n"
+
+
+def test_an_endless_log_is_cut_and_says_so(session: Session, project: Project, tmp_path: Path) -> None:
+    with session.begin():
+        make_queued_job(session, project)
+        claim = take(session)
+    log = tmp_path / "trainer.log"
+    with LogShipper(claim, log), log.open("wb") as file:
+        file.write(b"x" * 3 * trainer_log.MOST)
+    text = shipped(session, claim.subject)
+    assert trainer_log.MOST <= len(text) < trainer_log.MOST + 2 * trainer_log.PIECE
+    assert text.endswith("== the rest is in trainer.log on the worker ==\n")
+
+
+def test_a_worker_that_lost_its_claim_writes_nothing(session: Session, project: Project, tmp_path: Path) -> None:
+    with session.begin():
+        make_queued_job(session, project)
+        claim = take(session)
+        lifecycle.requeue(session, claim)
+    log = tmp_path / "trainer.log"
+    with LogShipper(claim, log):
+        log.write_text("too late\n")
+    with session.begin():
+        assert session.scalars(select(JobLog)).all() == []

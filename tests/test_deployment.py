@@ -29,7 +29,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from app.cli import api
-from app.cli.main import app as finetuned
+from app.cli.main import build
 from app.settings import Settings, get_settings
 from app.work.models import Worker
 from tests.running import wait_for
@@ -110,7 +110,7 @@ def test_a_service_is_looked_at_as_make_does_it(name: str, target: str) -> None:
 
 
 def test_a_service_is_a_command_that_exists() -> None:
-    commands = set(typer.main.get_command(finetuned).commands)  # type: ignore[attr-defined]  # it is a group
+    commands = set(typer.main.get_command(build()).commands)  # type: ignore[attr-defined]  # it is a group
 
     assert set(OURS) == {"migrate", "api", "worker", "prepare", "sweeper"}
     assert {service["command"][0] for service in OURS.values()} <= commands

@@ -1,5 +1,5 @@
 """`python -m app.cli`, where the `finetuned` script is not on the path."""
 
-from app.cli.main import app
+from app.cli.main import main
 
-app()
+main()

@@ -71,10 +71,19 @@ def list_files(
     limit: limit_query(10_000, 10_000) = 10_000,  # type: ignore[valid-type]  # an Annotated made by a function
     order: Annotated[Literal["asc", "desc"], Query()] = "desc",
     purpose: str | None = None,
+    sha256: Annotated[str | None, Query(max_length=64, description="Files with these bytes.")] = None,
 ) -> ListRead[FileRead]:
     """List files, newest first."""
     with session.begin():
-        page = service.files(session, caller, purpose=purpose, after=after, limit=limit, oldest_first=order == "asc")
+        page = service.files(
+            session,
+            caller,
+            purpose=purpose,
+            sha256=sha256,
+            after=after,
+            limit=limit,
+            oldest_first=order == "asc",
+        )
         return list_of(page, [FileRead.of(file) for file in page.rows])
 
 

@@ -98,6 +98,7 @@ def files(
     project: Project,
     *,
     purpose: str | None,
+    sha256: str | None,
     after: str | None,
     limit: int,
     oldest_first: bool,
@@ -106,6 +107,8 @@ def files(
     rows = _shown(project)
     if purpose is not None:
         rows = rows.where(File.purpose == purpose)
+    if sha256 is not None:
+        rows = rows.where(File.sha256 == sha256)
     return page_of(session, rows, File, after=after, limit=limit, oldest_first=oldest_first)
 
 

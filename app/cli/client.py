@@ -1,0 +1,143 @@
+"""The command's way to a server: which one, with which key, patience with a lost connection, refusals in words."""
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+from urllib.parse import urlsplit
+
+import httpx
+import typer
+
+from app.settings import get_settings
+
+TRIES = 6
+LONGEST_WAIT = 8.0
+MENDED_BY_A_RETRY = {408, 409, 429, 500, 502, 503, 504}
+
+T = TypeVar("T")
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
+
+
+class CommandFailed(Exception):
+    """The command cannot do what it was told; the message says why and what to do."""
+
+
+class Refused(CommandFailed):
+    """The server's refusal, in its own words."""
+
+    def __init__(self, status_code: int, error: dict[str, Any]) -> None:
+        super().__init__(str(error.get("message")))
+        self.status_code = status_code
+        self.param: str | None = error.get("param")
+
+
+class Client:
+    """A server of finetuned, over HTTP like any client's."""
+
+    def __init__(self, url: str, key: str) -> None:
+        self.url = url.rstrip("/").removesuffix("/v1")
+        host = urlsplit(self.url).hostname or ""
+        self.http = httpx.Client(
+            base_url=self.url,
+            headers={"Authorization": f"Bearer {key}"},
+            timeout=httpx.Timeout(60, connect=5),
+            trust_env=host not in ("127.0.0.1", "::1", "localhost"),  # no proxy stands between a machine and itself
+        )
+
+    def get(self, path: str, **query: Any) -> Any:
+        """What the server answers. Raises `CommandFailed`."""
+        return self._tried(lambda: self.http.get(path, params=_given(query))).json()
+
+    def post(self, path: str, body: Any = None, *, headers: dict[str, str] | None = None) -> Any:
+        """Likewise; what is posted here can be posted twice without harm. Raises `CommandFailed`."""
+        return self._tried(lambda: self.http.post(path, json=body, headers=headers)).json()
+
+    def upload(self, path: Path, purpose: str) -> Any:
+        """Send a file, from the disk. Raises `CommandFailed`."""
+
+        def send() -> httpx.Response:
+            with path.open("rb") as file:
+                return self.http.post(
+                    "/v1/files", data={"purpose": purpose}, files={"file": (path.name, file)}, timeout=None
+                )
+
+        return self._tried(send).json()
+
+    @contextmanager
+    def stream(self, path: str, **query: Any) -> Iterator[httpx.Response]:
+        """A long answer, as it comes; silence is borne for a minute. Raises `CommandFailed`."""
+        with self.http.stream("GET", path, params=_given(query)) as response:
+            if response.is_error:
+                response.read()
+            yield _accepted(response)
+
+    def _tried(self, send: Callable[[], httpx.Response]) -> httpx.Response:
+        """The answer, after some patience with a server that restarts or is busy."""
+        for wait in waits(TRIES):
+            try:
+                response = send()
+            except httpx.TransportError as error:
+                if wait is None:
+                    raise CommandFailed(f"{self.url} does not answer: {error}. Is the server running?") from error
+            else:
+                if response.status_code not in MENDED_BY_A_RETRY or wait is None:
+                    return _accepted(response)
+                wait = _asked_for(response) or wait
+            time.sleep(wait)
+        raise AssertionError("the last try returns or raises")
+
+
+def waits(tries: int) -> Iterator[float | None]:
+    """Seconds to wait after each try that failed, twice as long each time; None after the last."""
+    for number in range(tries - 1):
+        yield min(LONGEST_WAIT, 0.5 * 2**number)
+    yield None
+
+
+def connected() -> Client:
+    """The server that `FINETUNED_URL` and `FINETUNED_API_KEY` name, else the `finetuned up` of this home.
+
+    Raises `CommandFailed` where there is neither.
+    """
+    home = get_settings().home
+    url = os.environ.get("FINETUNED_URL") or _written(home / "url")
+    key = os.environ.get("FINETUNED_API_KEY") or _written(home / "api-key")
+    if not url:
+        raise CommandFailed(
+            f"No server: start one with 'finetuned up' (none runs on {home}), or set FINETUNED_URL and"
+            " FINETUNED_API_KEY."
+        )
+    if not key:
+        raise CommandFailed(f"No API key for {url}: set FINETUNED_API_KEY ('finetuned keys create NAME' makes one).")
+    return Client(url, key)
+
+
+def _written(path: Path) -> str:
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return ""
+
+
+def _accepted(response: httpx.Response) -> httpx.Response:
+    if response.is_success:
+        return response
+    try:
+        error = response.json()["error"]
+    except (ValueError, KeyError, TypeError):
+        error = {"message": f"{response.request.url} answered {response.status_code}: {response.text[:300]}"}
+    raise Refused(response.status_code, error)
+
+
+def _asked_for(response: httpx.Response) -> float | None:
+    try:
+        return min(60.0, float(response.headers["retry-after"]))
+    except (KeyError, ValueError):
+        return None
+
+
+def _given(query: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in query.items() if value not in (None, [])}

@@ -1,0 +1,97 @@
+"""`finetuned submit`: a job from a YAML file, its rows uploaded where the server does not have them yet."""
+
+import hashlib
+import json
+import sys
+import uuid
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import yaml
+
+from app.cli.client import AsJson, Client, CommandFailed, Refused, connected
+from app.cli.watch import finish, view_for, watched
+
+FILES = ("training_file", "validation_file")
+FILE_ID = "file-"
+
+
+def submit(
+    spec: Annotated[Path, typer.Argument(metavar="job.yaml", help="A job spec; 'finetuned init' writes one.")],
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Stay until the job has ended.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Submit a job; files named by their paths are uploaded first, each only once."""
+    client = connected()
+    text, body = read_spec(spec)
+    try:
+        with_files = {name: _uploaded(client, spec, body[name], as_json=as_json) for name in FILES if body.get(name)}
+        job = client.post(
+            "/v1/fine_tuning/jobs", body | with_files, headers={"Idempotency-Key": f"cli-{uuid.uuid4().hex}"}
+        )
+    except Refused as error:
+        raise CommandFailed(f"{_place(spec, text, error.param)}{error}") from error
+    if watch:
+        if not as_json:
+            print(job["id"], flush=True)
+        finish(watched(client, job["id"], view_for(as_json=as_json)), as_json=as_json)
+    elif as_json:
+        print(json.dumps(job))
+    else:
+        print(job["id"])
+        print(f"Watch it: finetuned watch {job['id']}", file=sys.stderr)
+
+
+def read_spec(path: Path) -> tuple[str, dict[str, Any]]:
+    """A spec's text, and what it says. Raises `CommandFailed` with the line that cannot be read."""
+    try:
+        text = path.read_text()
+        body = yaml.safe_load(text)
+    except OSError as error:
+        raise CommandFailed(f"{path}: {error.strerror}. 'finetuned init' writes an example.") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise CommandFailed(f"{path} is not YAML: {error}") from error
+    if not isinstance(body, dict):
+        raise CommandFailed(f"{path} holds no fields. A spec has at least 'model' and 'training_file'.")
+    return text, body
+
+
+def _uploaded(client: Client, spec: Path, given: object, *, as_json: bool) -> object:
+    """The id of a file: as it is given, or of the same bytes on the server, or after an upload of them."""
+    if not isinstance(given, str) or (given.startswith(FILE_ID) and not (spec.parent / given).exists()):
+        return given
+    path = spec.parent / Path(given).expanduser()
+    if not path.is_file():
+        raise CommandFailed(f"{spec} names the file '{given}', which is not in {path.parent.absolute()}.")
+    file = upload_once(client, path)
+    if not as_json:
+        print(f"{given}: {file['id']}, {file['rows']} rows", file=sys.stderr)
+    return file["id"]
+
+
+def upload_once(client: Client, path: Path, purpose: str = "fine-tune") -> dict[str, Any]:
+    """The server's file with these bytes; uploaded if there is none. Raises `CommandFailed` for unusable rows."""
+    with path.open("rb") as content:
+        digest = hashlib.file_digest(content, "sha256").hexdigest()
+    known = client.get("/v1/files", purpose=purpose, sha256=digest, limit=1)["data"]
+    file: dict[str, Any] = known[0] if known else client.upload(path, purpose)
+    if file["status"] == "error":
+        raise CommandFailed(f"{path} cannot be trained on: {file['status_details']}")
+    return file
+
+
+def _place(spec: Path, text: str, param: str | None) -> str:
+    """`job.yaml, line 7, tuning.r: ` for a refused field, as far as it stands in the file."""
+    if param is None:
+        return ""
+    node: yaml.Node | None = yaml.compose(text, Loader=yaml.SafeLoader)
+    line = None
+    for part in param.split("."):
+        if not isinstance(node, yaml.MappingNode):
+            break
+        entry = next(((key, value) for key, value in node.value if key.value == part), None)
+        if entry is None:
+            break
+        line, node = entry[0].start_mark.line + 1, entry[1]
+    return f"{spec}, line {line}: " if line else f"{spec}: "

@@ -5,8 +5,10 @@ from datetime import datetime
 from functools import lru_cache
 from typing import Annotated, Any, ClassVar
 
-from sqlalchemy import BigInteger, DateTime, Engine, Identity, MetaData, create_engine, func
+import msgspec
+from sqlalchemy import BigInteger, DateTime, Engine, Executable, Identity, MetaData, Row, create_engine, func
 from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import DeclarativeBase, Session, mapped_column
 
 from app.settings import get_settings
@@ -57,12 +59,45 @@ def get_engine() -> Engine:
         pool_size=settings.database_pool_size,
         pool_timeout=settings.statement_timeout.total_seconds(),
         pool_pre_ping=True,
+        json_deserializer=msgspec.json.decode,
         connect_args={
             **connection_options(),
             "options": f"-c statement_timeout={timeout_ms} -c idle_in_transaction_session_timeout={timeout_ms}",
             "application_name": "finetuned",
         },
     )
+
+
+@lru_cache
+def get_reader() -> Engine:
+    """The same database for questions of one statement: no transaction around it, no ping before it."""
+    settings = get_settings()
+    timeout_ms = int(settings.statement_timeout.total_seconds() * 1000)
+    return create_engine(
+        settings.database_url,
+        isolation_level="AUTOCOMMIT",
+        json_deserializer=msgspec.json.decode,
+        pool_size=settings.database_pool_size,
+        pool_timeout=settings.statement_timeout.total_seconds(),
+        skip_autocommit_rollback=True,
+        connect_args={
+            **connection_options(),
+            "options": f"-c statement_timeout={timeout_ms} -c default_transaction_read_only=on",
+            "application_name": "finetuned",
+        },
+    )
+
+
+def read_one(question: Executable, **values: Any) -> Row[Any] | None:
+    """The first row of a statement's answer. A connection that was lost since its last use is replaced once."""
+    for last in (False, True):
+        try:
+            with get_reader().connect() as connection:
+                return connection.execute(question, values).first()
+        except DBAPIError as error:
+            if last or not error.connection_invalidated:
+                raise
+    raise AssertionError("the last try returns or raises")
 
 
 def new_session() -> Session:

@@ -27,7 +27,7 @@ from app.jobs.status import FINAL
 log = logging.getLogger(__name__)
 
 HEARTBEAT = 15.0
-"""Seconds of silence after which a follower is shown that the connection lives; proxies cut at 30 or 60."""
+"""Seconds after which a follower is shown that the connection lives; proxies cut at 30 or 60."""
 KEPT = 1000
 """Frames kept for those who follow; who is further behind reads the table."""
 BATCH = 1000
@@ -108,28 +108,38 @@ class Feed:
         self._stale = False
         self._refreshing = False
         self._changed = asyncio.Event()
+        self._silence: asyncio.Event | None = None
         self._ended = False
         self.followers = 0
 
-    async def follow(self, after: int) -> AsyncIterator[Frame | None]:
-        """Everything newer than `after`, in order, until the job has ended; None after a silence."""
+    async def follow(self, after: int) -> AsyncIterator[list[Frame]]:
+        """Everything newer than `after`, in order, until the job has ended; nothing now and then in a silence.
+
+        What is woken a thousand times must do little: the silence is the feed's to notice, not each follower's.
+        """
         await self._start()
         sent = after
         while True:
             frames = await self._newer(sent)
-            for frame in frames:
-                yield frame
-                sent = frame.seq
             if frames:
+                sent = frames[-1].seq
+                yield frames
                 continue
             if self._ended:
                 return
             changed = self._changed  # the look above did not wait, so nothing has happened since
-            try:
-                async with asyncio.timeout(HEARTBEAT):
-                    await changed.wait()
-            except TimeoutError:
-                yield None
+            await changed.wait()
+            if changed is self._silence:
+                yield []
+
+    def note_silence(self) -> None:
+        """Wake all who follow, for nothing but a sign of life."""
+        self._silence = self._changed
+        self._wake()
+
+    def _wake(self) -> None:
+        changed, self._changed = self._changed, asyncio.Event()
+        changed.set()
 
     async def refresh(self) -> None:
         """Look for what is new. Notifications that come meanwhile make one more look, however many they are."""
@@ -162,8 +172,7 @@ class Feed:
             self._complete_from = self._frames.popleft().seq
         self._ended |= news.ended
         if news.frames or news.ended:
-            changed, self._changed = self._changed, asyncio.Event()
-            changed.set()
+            self._wake()
 
     async def _newer(self, sent: int) -> list[Frame]:
         assert self._complete_from is not None  # noqa: S101  it has started
@@ -184,22 +193,22 @@ class Feeds:
 
     def __init__(self) -> None:
         self._feeds: dict[tuple[Source, str], Feed] = {}
-        self._listening: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
         self._looks: set[asyncio.Task[None]] = set()
         self._ready = asyncio.Event()
 
-    async def follow(self, source: Source, job_id: str, after: int) -> AsyncIterator[Frame | None]:
-        """A job's events or its log, newer than `after`, until it has ended; None after a silence."""
-        if self._listening is None:
-            self._listening = asyncio.create_task(self._listen())
+    async def follow(self, source: Source, job_id: str, after: int) -> AsyncIterator[list[Frame]]:
+        """A job's events or its log, newer than `after`, until it has ended; nothing now and then in a silence."""
+        if not self._tasks:
+            self._tasks = [asyncio.create_task(self._listen()), asyncio.create_task(self._beat())]
         with suppress(TimeoutError):  # a database that is away is waited for like any other silence
             async with asyncio.timeout(HEARTBEAT):
                 await self._ready.wait()
         feed = self._feeds.setdefault((source, job_id), Feed(source, job_id))
         feed.followers += 1
         try:
-            async for frame in feed.follow(after):
-                yield frame
+            async for frames in feed.follow(after):
+                yield frames
         finally:
             feed.followers -= 1
             if not feed.followers:
@@ -207,11 +216,16 @@ class Feeds:
 
     async def close(self) -> None:
         """Hang up."""
-        for task in (self._listening, *self._looks):
-            if task is not None:
-                task.cancel()
-                with suppress(asyncio.CancelledError):
-                    await task
+        for task in (*self._tasks, *self._looks):
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+
+    async def _beat(self) -> None:
+        while True:
+            await asyncio.sleep(HEARTBEAT)
+            for feed in self._feeds.values():
+                feed.note_silence()
 
     async def _listen(self) -> None:
         while True:

@@ -29,8 +29,7 @@ from app.work.status import Desired, WorkKind
 def submit(session: Session, job: Job) -> None:
     """A new job: validating_files, with its preparation queued."""
     session.add(job)
-    session.flush()
-    priority = JobSpec.model_validate(job.spec).resources.priority
+    priority = job.spec["resources"]["priority"]
     work_service.enqueue(session, WorkKind.PREPARE, subject=job.id, queue=PREPARE, priority=priority)
     events.begin(
         session,

@@ -6,7 +6,7 @@ from fastapi import APIRouter, Depends, Header, Query, Request, Response
 
 from app import queue
 from app.errors import InvalidRequest
-from app.http import After, CallerDep, ListRead, SessionDep, conditional, limit_query, list_of
+from app.http import After, BearerDep, CallerDep, ListRead, SessionDep, answer, conditional, limit_query, list_of
 from app.jobs import lifecycle, metrics, service
 from app.jobs.schemas import AttemptList, AttemptRead, CheckpointRead, EventRead, JobRead, MetricsRead
 from app.jobs.service import Filter, Repeat
@@ -61,17 +61,15 @@ def _filter(
     return Filter(pairs, status or (), model, method, tuning, created_after, q)
 
 
-@router.post("")
+@router.post("", response_model=JobRead)
 def create_job(
     spec: JobSpec, caller: CallerDep, session: SessionDep, repeat: Annotated[Repeat, Depends(_repeat)]
-) -> JobRead:
+) -> Response:
     """Queue a fine-tuning job; a request that a client repeats because the answer was lost makes no second one."""
     with session.begin():
         job = service.submit(session, caller, spec, repeat)
-        session.refresh(job)
-        answer = JobRead.of(job)
     queue.ring(queue.PREPARE)  # a doorbell: hands to a thread, never waits, may be lost
-    return answer
+    return answer(JobRead.of(job))
 
 
 @router.get("", response_model=ListRead[JobRead], openapi_extra=_METADATA)
@@ -91,10 +89,9 @@ def list_jobs(
 
 
 @router.get("/{job_id}", response_model=JobRead)
-def get_job(request: Request, job_id: str, caller: CallerDep, session: SessionDep) -> Response:
+def get_job(request: Request, job_id: str, bearer: BearerDep) -> Response:
     """Retrieve a job. With `If-None-Match` the answer is 304 as long as nothing in it has changed."""
-    with session.begin():
-        job = service.get(session, caller, job_id)
+    job = service.polled(bearer.credentials if bearer else "", job_id)
     return conditional(request, JobRead.of(job))
 
 
@@ -116,9 +113,9 @@ def pause_job(job_id: str, caller: CallerDep, session: SessionDep) -> JobRead:
 def resume_job(job_id: str, caller: CallerDep, session: SessionDep) -> JobRead:
     """Queue a paused job again; it goes on from its last checkpoint."""
     with session.begin():
-        answer = JobRead.of(lifecycle.resume(session, service.get(session, caller, job_id)))
-    queue.ring(answer.queue)
-    return answer
+        job = lifecycle.resume(session, service.get(session, caller, job_id))
+    queue.ring(job.queue)
+    return JobRead.of(job)
 
 
 @router.get("/{job_id}/checkpoints")

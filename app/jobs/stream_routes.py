@@ -29,15 +29,14 @@ NOT_BUFFERED = {"cache-control": "no-store", "x-accel-buffering": "no"}
 
 def _follower(
     job_id: str,
-    session: SessionDep,
     bearer: BearerDep,
     token: Annotated[str | None, Query(max_length=200, description="In place of a key, for an `EventSource`.")] = None,
 ) -> Project:
     """Who holds a key, or a token for this job's streams."""
-    with session.begin():
-        if bearer is None and token is not None:
+    if bearer is None and token is not None:
+        with new_session() as session, session.begin():
             return tokens.project_of(session, job_id, token)
-        return auth.authenticate(session, bearer.credentials if bearer else "")
+    return auth.caller(bearer.credentials if bearer else "")
 
 
 FollowerDep = Annotated[Project, Depends(_follower)]
@@ -80,14 +79,14 @@ async def stream_events(
     job, seq, over = await run_in_threadpool(look_up)
     if over:
         return Response(status_code=204)
-    frames = live.follow(feeds.EVENTS, job.id, seq)
-    return StreamingResponse(_as_stream(frames, job.id), media_type="text/event-stream", headers=NOT_BUFFERED)
+    news = live.follow(feeds.EVENTS, job.id, seq)
+    return StreamingResponse(_as_stream(news, job.id), media_type="text/event-stream", headers=NOT_BUFFERED)
 
 
-async def _as_stream(frames: AsyncIterator[Frame | None], job_id: str) -> AsyncIterator[bytes]:
+async def _as_stream(news: AsyncIterator[list[Frame]], job_id: str) -> AsyncIterator[bytes]:
     yield b"retry: 2000\n\n"
-    async for frame in frames:
-        yield b": heartbeat\n\n" if frame is None else frame.data
+    async for frames in news:
+        yield b"".join(frame.data for frame in frames) or b": heartbeat\n\n"
     status = await run_in_threadpool(_status, job_id)
     yield f'event: end\ndata: {{"id": "{job_id}", "status": "{status}"}}\n\n'.encode()
 
@@ -114,12 +113,11 @@ async def get_log(
     text, seq = await run_in_threadpool(look_up)
     if not follow:
         return Response(text, media_type="text/plain; charset=utf-8")
-    frames = live.follow(feeds.LOG, job_id, seq)
-    return StreamingResponse(_as_text(text, frames), media_type="text/plain; charset=utf-8", headers=NOT_BUFFERED)
+    news = live.follow(feeds.LOG, job_id, seq)
+    return StreamingResponse(_as_text(text, news), media_type="text/plain; charset=utf-8", headers=NOT_BUFFERED)
 
 
-async def _as_text(text: str, frames: AsyncIterator[Frame | None]) -> AsyncIterator[bytes]:
+async def _as_text(text: str, news: AsyncIterator[list[Frame]]) -> AsyncIterator[bytes]:
     yield text.encode()
-    async for frame in frames:
-        if frame is not None:
-            yield frame.data
+    async for frames in news:
+        yield b"".join(frame.data for frame in frames)

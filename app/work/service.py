@@ -15,12 +15,9 @@ from app.work.status import PRIORITIES, WorkKind, WorkStatus
 CPU = "cpu"
 
 
-def enqueue(session: Session, kind: WorkKind, *, subject: str, queue: str, priority: str) -> Work:
+def enqueue(session: Session, kind: WorkKind, *, subject: str, queue: str, priority: str) -> None:
     """Queue work; whoever hears the doorbell after the commit claims it."""
-    work = Work(kind=kind, subject=subject, queue=queue, priority=PRIORITIES[priority])
-    session.add(work)
-    session.flush()
-    return work
+    session.add(Work(kind=kind, subject=subject, queue=queue, priority=PRIORITIES[priority]))
 
 
 def choose_queue(session: Session, *, gpu_memory_gb: int | None) -> str:

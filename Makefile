@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 TUNING ?= qlora
 
-.PHONY: setup check test test-all test-gpu demo bench clean-demo
+.PHONY: setup check test test-all test-gpu demo bench bench-api clean-demo
 
 setup: .venv/.ready
 
@@ -35,6 +35,9 @@ demo: setup
 
 bench: setup
 	$(BIN)/python -m benchmarks.overhead
+
+bench-api: setup
+	$(BIN)/python -m benchmarks.api --train
 
 # What Dockerfile and docker-compose.yml do, for machines without Docker: the images' steps install into VENV, and the
 # services' commands come from there with BIN=$(VENV)/bin. tests/test_deployment.py holds the three files together.

@@ -34,6 +34,11 @@ class SetSettings(Protocol):
 LOCAL = ("127.0.0.1", "::1", "localhost")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """How long to look for requests that the server answers wrongly."""
+    parser.addoption("--schema-examples", type=int, default=10, help="generated requests an operation")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What only a GPU can show is skipped by name where there is none."""
     if device_of(0).kind == "cuda":

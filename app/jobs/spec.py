@@ -63,17 +63,6 @@ def only(*offered: object) -> BeforeValidator:
     return BeforeValidator(check)
 
 
-def _offered_method(given: object) -> object:
-    later = ("continued_pretraining", "dpo", "kto", "orpo", "simpo", "reward", "reinforcement")
-    if given in later:
-        raise PydanticCustomError(
-            "not_offered",
-            "The method '{method}' is not offered by this version yet: use 'supervised'.",
-            {"method": given},
-        )
-    return given
-
-
 class SupervisedHyperparameters(SpecPart):
     """How to train on given answers. A value that passes through to TRL or transformers has its name there."""
 
@@ -127,11 +116,26 @@ class Supervised(SpecPart):
     hyperparameters: SupervisedHyperparameters = SupervisedHyperparameters()
 
 
+LATER_METHODS = ("continued_pretraining", "dpo", "kto", "orpo", "simpo", "reward", "reinforcement")
+
+
 class Method(SpecPart):
     """The objective."""
 
-    type: Annotated[Literal["supervised"], BeforeValidator(_offered_method)] = "supervised"
+    type: Literal["supervised"] = "supervised"
     supervised: Supervised = Supervised()
+
+    @model_validator(mode="before")
+    @classmethod
+    def a_later_method_is_refused_by_its_type(cls, given: Any) -> Any:
+        """Rather than by its block, which would be an unknown field."""
+        if isinstance(given, dict) and given.get("type") in LATER_METHODS:
+            raise PydanticCustomError(
+                "not_offered",
+                "The method '{method}' is not offered by this version yet: use 'supervised'.",
+                {"field": "type", "method": given["type"]},
+            )
+        return given
 
 
 class FullTuning(SpecPart):

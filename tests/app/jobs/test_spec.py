@@ -11,6 +11,13 @@ from app.http import invalid_request
 from app.jobs.spec import JobSpec
 
 HYPER = "method.supervised.hyperparameters"
+GRADER = {
+    "type": "string_check",
+    "name": "same",
+    "input": "{{sample.output_text}}",
+    "reference": "a",
+    "operation": "eq",
+}
 
 
 def spec(**fields: Any) -> JobSpec:
@@ -69,6 +76,21 @@ def test_old_hyperparameters_are_the_supervised_block() -> None:
         ({"tuning": {"r": 8}}, "tuning.type", "type"),
         ({"tuning": "auto"}, "tuning", "not offered"),
         ({"method": {"type": "dpo"}}, "method.type", "'dpo' is not offered"),
+        (
+            {"method": {"type": "dpo", "dpo": {"hyperparameters": {"beta": 0.1}}}},
+            "method.type",
+            "'dpo' is not offered by this version yet",
+        ),
+        (
+            {
+                "method": {
+                    "type": "reinforcement",
+                    "reinforcement": {"grader": GRADER, "hyperparameters": {"reasoning_effort": "low"}},
+                }
+            },
+            "method.type",
+            "'reinforcement' is not offered by this version yet",
+        ),
         ({"evaluation": {"prompts": 3}}, "evaluation", "Not offered"),
         ({"resources": {"gpus": 2}}, "resources.gpus", "Not offered"),
         ({"seed": -1}, "seed", "greater than or equal to 0"),

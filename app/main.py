@@ -16,6 +16,7 @@ from starlette.concurrency import run_in_threadpool
 import app.files.routes
 import app.jobs.routes
 import app.jobs.stream_routes
+import app.registry.permission_routes
 import app.registry.routes
 import app.uploads.routes
 import app.work.routes
@@ -78,6 +79,7 @@ def create_app() -> FastAPI:
         app.jobs.routes,
         app.jobs.stream_routes,
         app.registry.routes,
+        app.registry.permission_routes,
         app.work.routes,
     ):
         api.include_router(slice_.router)

@@ -238,7 +238,7 @@ def _given(claim: Claim) -> tuple[Job, dict[str, File], RegisteredModel | None]:
         given = {"training_file": files.used(session, job.project_id, spec.training_file)}
         if spec.validation_file is not None:
             given["validation_file"] = files.used(session, job.project_id, spec.validation_file)
-        parent = registry.used(session, job.project_id, spec.model) if parents.is_parent(spec.model) else None
+        parent = registry.used(session, spec.model) if parents.is_parent(spec.model) else None
         return job, given, parent
 
 

@@ -1,4 +1,4 @@
-"""Models that jobs made: one row for each job that succeeded, and one for each checkpoint of a job."""
+"""Models that jobs made, one for each job that succeeded and for each checkpoint, and who else may use them."""
 
 from typing import Any, Literal
 
@@ -51,3 +51,20 @@ class RegisteredModel(Base):
     created_at: Mapped[CreatedAt]
     deleted_at: Mapped[Time | None]
     """Hidden from then on; the sweeper takes the bytes once nothing needs them."""
+
+
+class CheckpointPermission(Base):
+    """A project's right to see and use another's result or checkpoint."""
+
+    __tablename__ = "checkpoint_permissions"
+    __table_args__ = (
+        UniqueConstraint("model", "project_id"),
+        Index("ix_checkpoint_permissions_project", "project_id"),
+    )
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    seq: Mapped[Seq]
+    model: Mapped[str] = mapped_column(ForeignKey("registered_models.id", ondelete="CASCADE"))
+    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
+    """Who may; not the model's own."""
+    created_at: Mapped[CreatedAt]

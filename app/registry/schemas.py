@@ -1,11 +1,12 @@
 """How models look in a response: in OpenAI's list, and in full in the registry."""
 
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
+from app.jobs.spec import SpecPart, Text
 from app.registry.catalogue import BaseModelEntry
-from app.registry.models import RegisteredModel
+from app.registry.models import CheckpointPermission, RegisteredModel
 
 
 class ModelRead(BaseModel):
@@ -98,3 +99,31 @@ class RegisteredModelRead(BaseModel):
             versions=row.versions,
             metrics=row.metrics,
         )
+
+
+class PermissionsCreate(SpecPart):
+    """Who shall be allowed to use a model."""
+
+    project_ids: Annotated[list[Text], Field(min_length=1, max_length=100)]
+
+
+class PermissionRead(BaseModel):
+    """OpenAI's permission object."""
+
+    id: str
+    object: Literal["checkpoint.permission"] = "checkpoint.permission"
+    created_at: int
+    project_id: str
+
+    @classmethod
+    def of(cls, row: CheckpointPermission) -> Self:
+        """From the row."""
+        return cls(id=row.id, created_at=int(row.created_at.timestamp()), project_id=row.project_id)
+
+
+class PermissionDeleted(BaseModel):
+    """The answer to a revocation."""
+
+    id: str
+    object: Literal["checkpoint.permission"] = "checkpoint.permission"
+    deleted: Literal[True] = True

@@ -3,14 +3,14 @@
 import re
 from datetime import timedelta
 
-from sqlalchemy import Select, func, select, update
+from sqlalchemy import Select, func, or_, select, update
 from sqlalchemy.orm import Session
 
 from app.auth import Project
-from app.errors import NotFound
+from app.errors import InvalidRequest, NotFound
 from app.pages import Page, page_of
 from app.registry.manifest import Manifest, PublishedFile
-from app.registry.models import RegisteredModel
+from app.registry.models import CheckpointPermission, RegisteredModel
 
 
 def name_of_result(base: str, project_name: str, suffix: str | None, *, job_id: str) -> str:
@@ -62,17 +62,28 @@ def register(session: Session, manifest: Manifest, *, manifest_sha256: str) -> R
 
 
 def get(session: Session, project: Project, model_id: str) -> RegisteredModel:
-    """A result or a checkpoint of the project. Raises `NotFound`."""
+    """A result or a checkpoint that the project may use: its own, or one it has a permission for. Raises `NotFound`."""
     row = session.scalar(_shown(project).where(RegisteredModel.id == model_id))
     if row is None:
         raise NotFound(f"No such model: {model_id}", param="model")
     return row
 
 
+def owned(session: Session, project: Project, model_id: str) -> RegisteredModel:
+    """One that is the project's own, to share or to delete. Raises `NotFound`, or `InvalidRequest` for a shared one."""
+    row = get(session, project, model_id)
+    if row.project_id != project.id:
+        raise InvalidRequest(
+            f"'{model_id}' is shared with your project: only the project that it belongs to can share or delete it.",
+            param="model",
+        )
+    return row
+
+
 def models(
     session: Session, project: Project, *, after: str | None, limit: int, checkpoints: bool = False
 ) -> Page[RegisteredModel]:
-    """The project's results, and its checkpoints where they are wanted, newest first."""
+    """The results that the project may use, and the checkpoints where they are wanted, newest first."""
     rows = _shown(project)
     if not checkpoints:
         rows = rows.where(RegisteredModel.step.is_(None))
@@ -86,8 +97,11 @@ def has_checkpoint(session: Session, job_id: str, step: int) -> bool:
 
 
 def delete(session: Session, project: Project, model_id: str) -> None:
-    """Hide a result or a checkpoint; a job that started from it keeps it until the job ends. Raises `NotFound`."""
-    get(session, project, model_id).deleted_at = func.now()
+    """Hide a result or a checkpoint from everybody; a job that started from it keeps it until the job ends.
+
+    Raises what `owned` does.
+    """
+    owned(session, project, model_id).deleted_at = func.now()
 
 
 def keep_newest_checkpoints(session: Session, job_id: str, count: int) -> None:
@@ -101,10 +115,12 @@ def keep_newest_checkpoints(session: Session, job_id: str, count: int) -> None:
     )
 
 
-def used(session: Session, project_id: str, model_id: str) -> RegisteredModel:
-    """A model that a job started from, deleted since or not."""
-    mine = (RegisteredModel.id == model_id, RegisteredModel.project_id == project_id)
-    return session.scalars(select(RegisteredModel).where(*mine)).one()
+def used(session: Session, model_id: str) -> RegisteredModel:
+    """A model that a job started from, since then deleted, or no longer shared with the job's project, or not.
+
+    Whether the project may use it was asked when the job was submitted.
+    """
+    return session.get_one(RegisteredModel, model_id)
 
 
 def deleted_before(session: Session, age: timedelta) -> list[RegisteredModel]:
@@ -115,7 +131,11 @@ def deleted_before(session: Session, age: timedelta) -> list[RegisteredModel]:
 
 
 def _shown(project: Project) -> Select[RegisteredModel]:
-    return select(RegisteredModel).where(RegisteredModel.project_id == project.id, RegisteredModel.deleted_at.is_(None))
+    permitted = select(CheckpointPermission.model).where(CheckpointPermission.project_id == project.id)
+    return select(RegisteredModel).where(
+        or_(RegisteredModel.project_id == project.id, RegisteredModel.id.in_(permitted)),
+        RegisteredModel.deleted_at.is_(None),
+    )
 
 
 def file_of(model: RegisteredModel, name: str) -> PublishedFile:

@@ -14,6 +14,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from starlette.concurrency import run_in_threadpool
 
 import app.files.routes
+import app.graders.routes
 import app.jobs.routes
 import app.jobs.stream_routes
 import app.registry.permission_routes
@@ -80,6 +81,7 @@ def create_app() -> FastAPI:
         app.jobs.stream_routes,
         app.registry.routes,
         app.registry.permission_routes,
+        app.graders.routes,
         app.work.routes,
     ):
         api.include_router(slice_.router)

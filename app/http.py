@@ -7,6 +7,7 @@ import secrets
 from collections.abc import AsyncIterator
 from typing import Annotated, Any, Generic, TypeVar
 
+import psycopg
 from fastapi import Depends, FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
@@ -118,7 +119,7 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(HTTPException, _routing)
     app.add_exception_handler(DataError, _no_text)
     app.add_exception_handler(Damaged, _damaged)
-    for away in (OperationalError, InterfaceError, PoolTimeout):
+    for away in (OperationalError, InterfaceError, PoolTimeout, psycopg.OperationalError):
         app.add_exception_handler(away, _database_away)
     app.add_middleware(RequestMiddleware, max_body_bytes=get_settings().max_body_bytes)
     origins = [origin.strip() for origin in get_settings().cors_origins.split(",") if origin.strip()]

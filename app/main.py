@@ -25,6 +25,7 @@ from app import http, queue
 from app.db import new_session
 from app.errors import Unavailable
 from app.jobs.feeds import Feeds
+from app.jobs.polls import Polls
 from app.work import service as work_service
 
 
@@ -58,12 +59,13 @@ class BrokerWatch:
 
 def create_app() -> FastAPI:
     """The whole API, its tables and broker named by the settings."""
-    feeds = Feeds()
+    feeds, polls = Feeds(), Polls()
 
     @asynccontextmanager
     async def alive(_: FastAPI) -> AsyncIterator[None]:
         yield
         await feeds.close()
+        await polls.close()
 
     api = FastAPI(
         lifespan=alive,
@@ -73,7 +75,7 @@ def create_app() -> FastAPI:
         responses={"4XX": {"model": http.ErrorRead}, "5XX": {"model": http.ErrorRead}},
     )
     http.install(api)
-    api.state.feeds = feeds
+    api.state.feeds, api.state.polls = feeds, polls
     for slice_ in (
         app.files.routes,
         app.uploads.routes,

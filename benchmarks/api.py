@@ -24,13 +24,10 @@ from urllib.parse import urlsplit
 
 import httpx
 import psutil
-import uvicorn
 import uvloop
-from fastapi import FastAPI
 from rich.console import Console
 from rich.table import Table
 
-from app.main import create_app
 from tests import running, tiny
 from tests.running import Service
 
@@ -42,18 +39,6 @@ LISTENERS = 1000
 NEWS = 40
 
 console = Console(width=120)
-
-
-def serve(fd: int) -> None:
-    """The api as `finetuned api` runs it, with a route that does nothing."""
-    api: FastAPI = create_app()
-
-    @api.get("/noop")
-    async def noop() -> dict[str, str]:
-        return {"status": "ok"}
-
-    config = uvicorn.Config(api, access_log=False, loop="uvloop", http="httptools", log_level="warning")
-    uvicorn.Server(config).run(sockets=[socket.socket(fileno=fd)])
 
 
 @dataclass(frozen=True)
@@ -220,7 +205,7 @@ def api_of(service: Service) -> Iterator[tuple[str, psutil.Process]]:
     model = running.wait_for(lambda: service.part("app.cli.api"))
     with socket.create_server(("127.0.0.1", 0), backlog=4096) as listener:
         fd = listener.fileno()
-        command = [sys.executable, "-m", "benchmarks.api", "--serve", str(fd)]
+        command = [sys.executable, "-m", "benchmarks.api_server", str(fd)]
         process = psutil.Popen(command, env=model.environ(), pass_fds=[fd])
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
     try:
@@ -244,11 +229,8 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=5.0, help="of each kind of request")
     parser.add_argument("--upload-mb", type=int, default=2048)
     parser.add_argument("--train", action="store_true", help="poll beside a training on all cores too")
-    parser.add_argument("--serve", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--only", choices=["rates", "pollers", "streams", "memory"], help="one part of it")
     arguments = parser.parse_args()
-    if arguments.serve is not None:
-        serve(arguments.serve)
-        return
     uvloop.install()
     with tempfile.TemporaryDirectory(prefix="ft-") as scratch:
         home = Path(scratch, "a")
@@ -260,10 +242,16 @@ def main() -> None:
             job_id = service.submit(file_id, max_steps=2)
             service.finished(job_id)
             with api_of(service) as (url, process):
-                rates(service, url, job_id, file_id, arguments.seconds)
-                pollers(service, url, job_id, arguments.seconds, train=arguments.train)
-                streams(service, url, file_id)
-                memory(service, url, process, arguments.upload_mb, Path(scratch))
+                parts: dict[str, Callable[[], None]] = {
+                    "rates": lambda: rates(service, url, job_id, file_id, arguments.seconds),
+                    "pollers": lambda: pollers(service, url, job_id, arguments.seconds, train=arguments.train),
+                    "streams": lambda: streams(service, url, file_id),
+                    "memory": lambda: memory(service, url, process, arguments.upload_mb, Path(scratch)),
+                }
+                for name, part in parts.items():
+                    if arguments.only in (None, name):
+                        part()
+                        console.print(f"the api's memory after that: {process.memory_info().rss >> 20} MiB")
 
 
 def rates(service: Service, url: str, job_id: str, file_id: str, seconds: float) -> None:

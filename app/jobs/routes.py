@@ -8,6 +8,7 @@ from app import queue
 from app.errors import InvalidRequest
 from app.http import After, BearerDep, CallerDep, ListRead, SessionDep, answer, conditional, limit_query, list_of
 from app.jobs import lifecycle, metrics, service
+from app.jobs.polls import Polls
 from app.jobs.schemas import AttemptList, AttemptRead, CheckpointRead, EventRead, JobRead, MetricsRead
 from app.jobs.service import Filter, Repeat
 from app.jobs.spec import JobSpec
@@ -89,9 +90,11 @@ def list_jobs(
 
 
 @router.get("/{job_id}", response_model=JobRead)
-def get_job(request: Request, job_id: str, bearer: BearerDep) -> Response:
+async def get_job(request: Request, job_id: str, bearer: BearerDep) -> Response:
     """Retrieve a job. With `If-None-Match` the answer is 304 as long as nothing in it has changed."""
-    job = service.polled(bearer.credentials if bearer else "", job_id)
+
+    polls: Polls = request.app.state.polls
+    job = await polls.job(bearer.credentials if bearer else "", job_id)
     return conditional(request, JobRead.of(job))
 
 

@@ -4,7 +4,6 @@ from datetime import datetime
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel
-from sqlalchemy import Row
 
 from app.jobs.models import Job, JobCheckpoint, JobEvent
 from app.jobs.status import JobStatus
@@ -56,8 +55,8 @@ class JobRead(BaseModel):
     """Identity of the base, once preparing has computed it."""
 
     @classmethod
-    def of(cls, job: Job | Row[Any]) -> Self:
-        """From the row, or its columns; numbers stand where `auto` stood, once they are known."""
+    def of(cls, job: Job) -> Self:
+        """From the row; numbers stand where `auto` stood, once they are known."""
         spec = job.resolved or job.spec
         hyperparameters = spec["method"]["supervised"]["hyperparameters"]
         return cls(

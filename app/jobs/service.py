@@ -7,12 +7,11 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Row, Select, and_, bindparam, func, or_, select, text, update
+from sqlalchemy import Select, func, or_, select, text, update
 from sqlalchemy.orm import Session
 
-from app import auth
-from app.auth import ApiKey, Project
-from app.db import new_id, read_one
+from app.auth import Project
+from app.db import new_id
 from app.errors import FileNotUsable, InvalidRequest, NotFound
 from app.files import service as files
 from app.files.models import File
@@ -86,29 +85,8 @@ def get(session: Session, project: Project, job_id: str) -> Job:
     """A job of the project. Raises `NotFound`."""
     job = session.scalar(select(Job).where(Job.id == job_id, Job.project_id == project.id))
     if job is None:
-        raise _no_such(job_id)
+        raise NotFound(f"No such fine-tuning job: {job_id}", param="fine_tuning_job_id")
     return job
-
-
-_POLLED = (
-    select(Job.__table__)
-    .select_from(ApiKey)
-    .outerjoin(Job, and_(Job.project_id == ApiKey.project_id, Job.id == bindparam("job_id")))
-    .where(auth.is_valid(bindparam("sha256")))
-)
-
-
-def polled(key: str, job_id: str) -> Row[Any]:
-    """A job's columns, by the caller's key: one statement, because pollers ask for little else.
-
-    Raises `NotAuthenticated` or `NotFound`.
-    """
-    found = read_one(_POLLED, sha256=auth.digest(key), job_id=job_id)
-    if found is None:
-        raise auth.refused()
-    if found.id is None:
-        raise _no_such(job_id)
-    return found
 
 
 def jobs(
@@ -187,10 +165,6 @@ def being_prepared(session: Session, queue: str) -> bool:
         .where(Work.kind == WorkKind.PREPARE, Work.status == WorkStatus.RUNNING, Job.queue == queue)
     )
     return session.scalar(on_its_way.limit(1)) is not None
-
-
-def _no_such(job_id: str) -> NotFound:
-    return NotFound(f"No such fine-tuning job: {job_id}", param="fine_tuning_job_id")
 
 
 def _made_before(session: Session, project: Project, digest: str, repeat: Repeat) -> Job | None:

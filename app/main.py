@@ -20,6 +20,7 @@ import app.jobs.stream_routes
 import app.registry.permission_routes
 import app.registry.routes
 import app.uploads.routes
+import app.webhooks.routes
 import app.work.routes
 from app import http, queue
 from app.db import new_session
@@ -84,6 +85,7 @@ def create_app() -> FastAPI:
         app.registry.routes,
         app.registry.permission_routes,
         app.graders.routes,
+        app.webhooks.routes,
         app.work.routes,
     ):
         api.include_router(slice_.router)

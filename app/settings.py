@@ -6,11 +6,12 @@ A trainer reads no settings; it has two variables of its own, `FINETUNED_PRECISI
 
 from datetime import timedelta
 from functools import lru_cache
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Annotated
 
 from pydantic import BeforeValidator, Field
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 
 def _seconds(given: object) -> object:
@@ -18,7 +19,15 @@ def _seconds(given: object) -> object:
     return timedelta(seconds=float(given)) if isinstance(given, str | int | float) else given
 
 
+def _networks(given: object) -> object:
+    if not isinstance(given, str):
+        return given
+    return tuple(ip_network(one.strip()) for one in given.split(",") if one.strip())
+
+
 Duration = Annotated[timedelta, BeforeValidator(_seconds)]
+Networks = Annotated[tuple[IPv4Network | IPv6Network, ...], NoDecode, BeforeValidator(_networks)]
+"""Comma-separated, such as `10.1.0.0/16,fd00::/8`."""
 
 
 class Settings(BaseSettings):
@@ -74,6 +83,23 @@ class Settings(BaseSettings):
     """How long logs, and checkpoints of cancelled jobs, stay on the machine that trained."""
     standby: bool = True
     """Keep one trainer started ahead, its imports done; without, it starts when files are being prepared."""
+
+    webhook_allow: Networks = ()
+    """Networks that webhooks may be sent to although they are not of the public internet."""
+    webhook_timeout: Duration = timedelta(seconds=15)
+    """From the connection to the answer."""
+    webhook_retry_delays: tuple[Duration, ...] = (
+        timedelta(seconds=5),
+        timedelta(minutes=5),
+        timedelta(minutes=30),
+        timedelta(hours=2),
+        timedelta(hours=5),
+        timedelta(hours=10),
+        timedelta(hours=14),
+        timedelta(hours=20),
+        timedelta(hours=24),
+    )
+    """After the first try, which is made at once; the table of the Standard Webhooks specification."""
 
     fail_at: str | None = None
     """A failpoint for the fault tests: the process kills itself where this name stands."""

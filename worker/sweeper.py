@@ -17,8 +17,10 @@ from app.db import new_session
 from app.jobs import lifecycle, retention
 from app.settings import get_settings
 from app.storage import get_storage
+from app.webhooks import service as webhooks
 from app.work import service
 from app.work.lifecycle import Claim
+from worker.deliverer import Deliverer
 
 log = logging.getLogger(__name__)
 
@@ -26,6 +28,7 @@ SWEEPER_LOCK = 0x73776565
 WORKERS_KEPT = timedelta(days=7)
 FILES_KEPT = timedelta(minutes=10)
 """How long the bytes of a deleted file stay: a download that has begun may end."""
+DELIVERIES_KEPT = timedelta(days=30)
 
 
 def sweep(session: Session, *, take_back: bool) -> list[str]:
@@ -39,6 +42,7 @@ def sweep(session: Session, *, take_back: bool) -> list[str]:
         for claim, where in service.silent(session):
             _take_back(session, claim, host=str(where["host"]))
     service.forget_silent(session, WORKERS_KEPT)
+    webhooks.forget(session, DELIVERIES_KEPT)
     return service.unheard(session)
 
 
@@ -63,7 +67,7 @@ def _database_up_for(session: Session) -> timedelta:
 
 
 def main() -> None:
-    """Sweep until told to stop."""
+    """Sweep, and deliver webhooks, until told to stop."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     over = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -71,10 +75,13 @@ def main() -> None:
     settings = get_settings()
     interval = settings.sweep_interval.total_seconds()
     rounds_before_expiry = settings.lease_timeout / settings.sweep_interval
+    deliverer = Deliverer()
+    deliverer.start()
     done = 0
     while not over.wait(interval if done else 0):
         _sweep_once(take_back=done > rounds_before_expiry)
         done += 1
+    deliverer.close(settings.shutdown_grace)
 
 
 def _sweep_once(*, take_back: bool) -> None:

@@ -19,6 +19,7 @@ from app.jobs.status import FINAL, JobStatus, sources
 from app.planning.recipes import Guardrail
 from app.queue import PREPARE
 from app.registry.models import RegisteredModel
+from app.webhooks import service as webhooks
 from app.work import lifecycle as work
 from app.work import service as work_service
 from app.work.lifecycle import Claim, Who
@@ -238,4 +239,6 @@ def _move(session: Session, job_id: str, target: JobStatus, **values: Any) -> Jo
     )
     if job is None:
         raise IllegalMove(f"Job {job_id} has moved on.")
+    if job.finished_at is not None:
+        webhooks.announce(session, job.project_id, f"fine_tuning.job.{target}", subject=job.id, at=job.finished_at)
     return job

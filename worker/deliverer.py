@@ -69,6 +69,8 @@ def _claim() -> Claimed | None:
             return delivery.claim(session, lease=get_settings().webhook_timeout + SETTLING)
     except SQLAlchemyError as error:
         log.warning("no webhook could be claimed: %s", error)
+    except Exception:
+        log.exception("no webhook could be claimed")
     return None
 
 

@@ -6,7 +6,7 @@ from fastapi import APIRouter
 
 from app.errors import InvalidRequest, Unavailable
 from app.http import After, CallerDep, ListRead, SessionDep, limit_query, list_of
-from app.webhooks import addresses, delivery, service
+from app.webhooks import addresses, sending, service
 from app.webhooks.models import EVENT_TYPES
 from app.webhooks.schemas import (
     DeliveryRead,
@@ -112,8 +112,8 @@ def test_webhook_endpoint(
         raise Unavailable("Other endpoints are being tested just now. Try again.")
     try:
         event_id, body = service.event(given.event_type, subject="ftjob-sample")
-        status_code = delivery.send(endpoint.url, event_id, body, [endpoint.secret])
-    except delivery.NotSent as error:
+        status_code = sending.send(endpoint.url, event_id, body, [endpoint.secret])
+    except sending.NotSent as error:
         raise InvalidRequest(str(error), param="url", code="webhook_not_answered") from error
     finally:
         _tests_at_once.release()

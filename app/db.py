@@ -60,6 +60,7 @@ def get_engine() -> Engine:
         pool_timeout=settings.statement_timeout.total_seconds(),
         pool_pre_ping=True,
         json_deserializer=msgspec.json.decode,
+        hide_parameters=True,  # errors are logged with their statement; its values may be secrets
         connect_args={
             **connection_options(),
             "options": f"-c statement_timeout={timeout_ms} -c idle_in_transaction_session_timeout={timeout_ms}",
@@ -76,6 +77,7 @@ def get_reader() -> Engine:
     return create_engine(
         settings.database_url,
         isolation_level="AUTOCOMMIT",
+        hide_parameters=True,
         json_deserializer=msgspec.json.decode,
         pool_size=settings.database_pool_size,
         pool_timeout=settings.statement_timeout.total_seconds(),

@@ -57,10 +57,11 @@ def claim(session: Session, *, lease: timedelta) -> Claimed | None:
     """Take the delivery that is due longest, if it is nobody else's."""
     now = func.now()
     other = aliased(WebhookDelivery)
-    tries_at_once = (
-        select(func.count())
-        .where(other.endpoint_id == WebhookDelivery.endpoint_id, other.status == "pending", other.locked_until > now)
-        .scalar_subquery()
+    busy = (
+        select(other.endpoint_id)
+        .where(other.status == "pending", other.locked_until > now)
+        .group_by(other.endpoint_id)
+        .having(func.count() >= PER_ENDPOINT)
     )
     delivery = session.scalar(
         select(WebhookDelivery)
@@ -68,7 +69,7 @@ def claim(session: Session, *, lease: timedelta) -> Claimed | None:
             WebhookDelivery.status == "pending",
             WebhookDelivery.next_attempt_at <= now,
             or_(WebhookDelivery.locked_until.is_(None), WebhookDelivery.locked_until <= now),
-            tries_at_once < PER_ENDPOINT,
+            WebhookDelivery.endpoint_id.not_in(busy),
         )
         .order_by(WebhookDelivery.next_attempt_at, WebhookDelivery.seq)
         .limit(1)
@@ -80,7 +81,6 @@ def claim(session: Session, *, lease: timedelta) -> Claimed | None:
     delivery.locked_until = now + lease
     session.flush()
     endpoint = session.get_one(WebhookEndpoint, delivery.endpoint_id)
-    old_signs = session.scalar(select(WebhookEndpoint.old_secret_until > now).where(WebhookEndpoint.id == endpoint.id))
     return Claimed(
         delivery_id=delivery.id,
         attempt=delivery.attempts,
@@ -88,7 +88,7 @@ def claim(session: Session, *, lease: timedelta) -> Claimed | None:
         url=endpoint.url,
         event_id=delivery.event_id,
         body=delivery.body,
-        secrets=(endpoint.secret, endpoint.old_secret) if old_signs and endpoint.old_secret else (endpoint.secret,),
+        secrets=service.signing_secrets(session, endpoint),
     )
 
 
@@ -108,8 +108,8 @@ def attempt(claimed: Claimed) -> Outcome:
 
 def settle(session: Session, claimed: Claimed, outcome: Outcome) -> None:
     """Enter what came of a try, unless another has begun meanwhile. An endpoint is locked before its deliveries."""
-    if isinstance(outcome, Gone):
-        service.disable(session, claimed.endpoint_id, claimed.url)
+    if isinstance(outcome, Gone) and not service.disable(session, claimed.endpoint_id, claimed.url):
+        outcome = NotDelivered("The endpoint answered 410, and has another address since.", 410)
     delivery = session.scalar(
         select(WebhookDelivery)
         .where(WebhookDelivery.id == claimed.delivery_id, WebhookDelivery.attempts == claimed.attempt)

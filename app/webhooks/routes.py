@@ -108,11 +108,12 @@ def test_webhook_endpoint(
     """Send a signed sample now, once, and answer the status that came back."""
     with session.begin():
         endpoint = service.get(session, caller, webhook_endpoint_id)
+        secrets = service.signing_secrets(session, endpoint)
     if not _tests_at_once.acquire(blocking=False):
         raise Unavailable("Other endpoints are being tested just now. Try again.")
     try:
         event_id, body = service.event(given.event_type, subject="ftjob-sample")
-        status_code = sending.send(endpoint.url, event_id, body, [endpoint.secret])
+        status_code = sending.send(endpoint.url, event_id, body, secrets)
     except sending.NotSent as error:
         raise InvalidRequest(str(error), param="url", code="webhook_not_answered") from error
     finally:

@@ -94,16 +94,26 @@ def remove(session: Session, project: Project, endpoint_id: str) -> None:
     session.flush()
 
 
-def disable(session: Session, endpoint_id: str, url: str) -> None:
-    """The address says that it is gone: give up what waits for it. One that was changed meanwhile is left alone."""
+def signing_secrets(session: Session, endpoint: WebhookEndpoint) -> tuple[str, ...]:
+    """Those that sign just now: the newest, and for a while after a rotation the one before."""
+    old = select(WebhookEndpoint.old_secret).where(
+        WebhookEndpoint.id == endpoint.id, WebhookEndpoint.old_secret_until > func.now()
+    )
+    return (endpoint.secret, *session.scalars(old.where(WebhookEndpoint.old_secret.is_not(None))))
+
+
+def disable(session: Session, endpoint_id: str, url: str) -> bool:
+    """The address says that it is gone: give up what waits for it, unless it was changed meanwhile."""
     here = (WebhookEndpoint.id == endpoint_id, WebhookEndpoint.url == url)
     disabled = update(WebhookEndpoint).where(*here).values(disabled_at=func.now()).returning(WebhookEndpoint.id)
-    if session.scalar(disabled) is not None:
-        session.execute(
-            update(WebhookDelivery)
-            .where(WebhookDelivery.endpoint_id == endpoint_id, WebhookDelivery.status == "pending")
-            .values(status="failed", next_attempt_at=None, last_error="The endpoint was disabled: it answered 410.")
-        )
+    if session.scalar(disabled) is None:
+        return False
+    session.execute(
+        update(WebhookDelivery)
+        .where(WebhookDelivery.endpoint_id == endpoint_id, WebhookDelivery.status == "pending")
+        .values(status="failed", next_attempt_at=None, last_error="The endpoint was disabled: it answered 410.")
+    )
+    return True
 
 
 def announce(session: Session, project_id: str, event_type: str, *, subject: str, at: datetime) -> None:

@@ -248,6 +248,22 @@ def test_an_endpoint_that_is_gone_is_disabled_with_all_that_waits_for_it(
     assert sorted(statuses, key=str) == [("failed", 410), ("failed", None)]
 
 
+def test_a_farewell_from_an_address_of_before_disables_nothing(
+    session: Session, project: Project, receiver: Receiver, endpoint: WebhookEndpoint
+) -> None:
+    announce(session, project)
+    with session.begin():
+        claimed = delivery.claim(session, lease=LEASE)
+        assert claimed is not None
+        service.change(session, project, endpoint.id, name=None, url=f"{receiver.url}&new", event_types=None)
+    with session.begin():
+        delivery.settle(session, claimed, Gone())
+    assert (row(session).status, endpoint.disabled_at) == ("pending", None)
+    make_due(session)
+    assert deliver(session) == Delivered(200)
+    assert receiver.received[0].path == "/hook?of=tests&new"
+
+
 def test_a_delivery_that_a_killed_deliverer_had_claimed_is_taken_again(
     session: Session, project: Project, receiver: Receiver, endpoint: WebhookEndpoint
 ) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import openai
 import pytest
 from sqlalchemy import select, update
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 from starlette.testclient import TestClient
 
@@ -86,13 +87,20 @@ def test_a_test_that_nobody_answers_says_so(client: TestClient) -> None:
     assert (error["param"], error["code"]) == ("url", "webhook_not_answered")
 
 
-def test_a_test_is_sent_with_the_new_secret_only_once_the_old_one_has_ended(client: TestClient) -> None:
-    """What the sample of a test has is the signature of the secret that its owner shall use from now on."""
+def test_a_sample_is_signed_as_an_event_would_be(client: TestClient) -> None:
     with receiving() as receiver:
         endpoint = make(client, url=receiver.url).json()["id"]
         client.post(f"{ENDPOINTS}/{endpoint}/rotate_secret", json={"keep_old_secret_active_for_24_hours": True})
         client.post(f"{ENDPOINTS}/{endpoint}/test", json={"event_type": EVENT_TYPES[0]})
-    assert len(receiver.received[0].headers["webhook-signature"].split()) == 1
+    assert len(receiver.received[0].headers["webhook-signature"].split()) == 2
+
+
+def test_an_error_of_the_database_names_no_secret(session: Session, project: Project) -> None:
+    stranger = Project(id="proj_none", name="of no row")
+    with pytest.raises(IntegrityError) as error, session.begin():
+        service.create(session, stranger, name="hook", url=URL, event_types=[EVENT_TYPES[0]])
+    assert "INSERT INTO webhook_endpoints" in str(error.value)
+    assert "whsec_" not in str(error.value)
 
 
 def test_a_secret_is_shown_once_and_logged_never(client: TestClient, caplog: pytest.LogCaptureFixture) -> None:

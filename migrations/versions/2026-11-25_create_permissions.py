@@ -4,7 +4,7 @@ import sqlalchemy as sa
 from alembic import op
 
 revision = "0010_create_permissions"
-down_revision = "0008_create_uploads"
+down_revision = "0009_create_webhooks"
 
 
 def upgrade() -> None:

@@ -33,11 +33,19 @@ def test_the_first_job_of_the_readme_runs_as_it_stands(service: Service, tmp_pat
     script = ["set -euo pipefail"]
     for number, (language, text) in enumerate(blocks()):
         text = text.replace("http://127.0.0.1:8000", service.url).replace("smollm2-135m-instruct", "tiny")
+        text = text.replace(".venv/bin/finetuned", f"{sys.executable} -m app.cli")
+        # The example that is written names the same base.
+        text = re.sub(
+            r"^(.* init example) .*$",
+            r"\1\nsed -i s/smollm2-135m-instruct/tiny/ example/job.yaml",
+            text,
+            flags=re.MULTILINE,
+        )
         if language == "python":
             (here / f"block-{number}.py").write_text(text)
             text = f"{sys.executable} block-{number}.py"
         script.append(text)
-    assert len(script) == 5
+    assert len(script) == 6
 
     done = subprocess.run(
         ["/bin/bash", "-c", "\n".join(script)],
@@ -52,6 +60,7 @@ def test_the_first_job_of_the_readme_runs_as_it_stands(service: Service, tmp_pat
     assert done.returncode == 0, done.stderr
     assert "The job has successfully completed" in done.stdout
     assert '"error"' not in done.stdout.replace('"error": null', "").replace('"error":null', "")
+    assert "Get it: finetuned download ft:tiny:default:support-json:" in done.stdout
     (config,) = here.glob("ft-tiny-default-boxes-*/adapter_config.json")
     assert json.loads(config.read_text())["base_model_name_or_path"] == "tiny"
     assert (config.parent / "adapter_model.safetensors").exists()

@@ -74,4 +74,3 @@ def test_a_create_whose_answers_are_lost_makes_one_job(service: Service) -> None
     assert not any(b"idempotency-key" in head.lower() for head in proxy.creates)
     made = list(service.client().fine_tuning.jobs.list(metadata=mark))
     assert [one.id for one in made] == [job.id]
-    service.client().fine_tuning.jobs.cancel(job.id)

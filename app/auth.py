@@ -10,8 +10,9 @@ from datetime import datetime
 from sqlalchemy import BindParameter, ColumnElement, ForeignKey, and_, bindparam, func, or_, select
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
-from app.db import Base, CreatedAt, Time, new_id, read_one
+from app.db import Base, CreatedAt, Time, new_id
 from app.errors import NotAuthenticated
+from app.reads import Reads, question
 
 
 class Project(Base):
@@ -59,9 +60,9 @@ def authenticate(session: Session, key: str) -> Project:
     return project
 
 
-def caller(key: str) -> Project:
-    """The same in one statement, without a session. Raises `NotAuthenticated`."""
-    found = read_one(_CALLER, sha256=digest(key))
+async def caller(reads: Reads, key: str) -> Project:
+    """The same on the event loop. Raises `NotAuthenticated`."""
+    found = await reads.first(_CALLER, sha256=digest(key))
     if found is None:
         raise refused()
     return Project(id=found.id, name=found.name, created_at=found.created_at)
@@ -83,7 +84,9 @@ def any_key(session: Session) -> bool:
     return session.scalar(select(ApiKey.id).where(ApiKey.revoked_at.is_(None)).limit(1)) is not None
 
 
-_CALLER = select(Project.__table__).join(ApiKey, ApiKey.project_id == Project.id).where(is_valid(bindparam("sha256")))
+_CALLER = question(
+    select(Project.__table__).join(ApiKey, ApiKey.project_id == Project.id).where(is_valid(bindparam("sha256")))
+)
 
 
 def digest(key: str) -> str:

@@ -1,15 +1,18 @@
 """The database: the base of all tables, the engine, sessions, ids."""
 
 import secrets
+import time
 from datetime import datetime
 from functools import lru_cache
 from typing import Annotated, Any, ClassVar
 
 import msgspec
-from sqlalchemy import BigInteger, DateTime, Engine, Executable, Identity, MetaData, Row, create_engine, func
+import psycopg
+from sqlalchemy import BigInteger, DateTime, Engine, Identity, MetaData, create_engine, event, func
 from sqlalchemy.dialects.postgresql import JSONB
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DisconnectionError
 from sqlalchemy.orm import DeclarativeBase, Session, mapped_column
+from sqlalchemy.pool import ConnectionPoolEntry
 
 from app.settings import get_settings
 
@@ -17,6 +20,8 @@ Seq = Annotated[int, mapped_column(BigInteger, Identity(always=True), unique=Tru
 """Counts rows in the order of their birth: what lists are ordered and paged by."""
 CreatedAt = Annotated[datetime, mapped_column(DateTime(timezone=True), server_default=func.now())]
 Time = Annotated[datetime, mapped_column(DateTime(timezone=True))]
+TRUSTED_FOR = 1.0
+"""Seconds that a pooled connection may rest and still be thought alive."""
 
 
 class Base(DeclarativeBase):
@@ -54,11 +59,10 @@ def get_engine() -> Engine:
     """The engine of this process; made at first use, so that a forked child has its own."""
     settings = get_settings()
     timeout_ms = int(settings.statement_timeout.total_seconds() * 1000)
-    return create_engine(
+    engine = create_engine(
         settings.database_url,
         pool_size=settings.database_pool_size,
         pool_timeout=settings.statement_timeout.total_seconds(),
-        pool_pre_ping=True,
         json_deserializer=msgspec.json.decode,
         hide_parameters=True,  # errors are logged with their statement; its values may be secrets
         connect_args={
@@ -67,39 +71,28 @@ def get_engine() -> Engine:
             "application_name": "finetuned",
         },
     )
+    _watch_idle(engine)
+    return engine
 
 
-@lru_cache
-def get_reader() -> Engine:
-    """The same database for questions of one statement: no transaction around it, no ping before it."""
-    settings = get_settings()
-    timeout_ms = int(settings.statement_timeout.total_seconds() * 1000)
-    return create_engine(
-        settings.database_url,
-        isolation_level="AUTOCOMMIT",
-        hide_parameters=True,
-        json_deserializer=msgspec.json.decode,
-        pool_size=settings.database_pool_size,
-        pool_timeout=settings.statement_timeout.total_seconds(),
-        skip_autocommit_rollback=True,
-        connect_args={
-            **connection_options(),
-            "options": f"-c statement_timeout={timeout_ms} -c default_transaction_read_only=on",
-            "application_name": "finetuned",
-        },
-    )
+def _watch_idle(engine: Engine) -> None:
+    """Ping a connection that has rested before it is used again, and replace it when it was lost.
 
+    SQLAlchemy's `pool_pre_ping` asks each time, which is a way there and back more for every request.
+    """
 
-def read_one(question: Executable, **values: Any) -> Row[Any] | None:
-    """The first row of a statement's answer. A connection that was lost since its last use is replaced once."""
-    for last in (False, True):
+    @event.listens_for(engine, "checkin")
+    def rest(_: Any, record: ConnectionPoolEntry) -> None:
+        record.info["resting_since"] = time.monotonic()
+
+    @event.listens_for(engine, "checkout")
+    def wake(connection: Any, record: ConnectionPoolEntry, _: Any) -> None:
+        if time.monotonic() - record.info.get("resting_since", time.monotonic()) < TRUSTED_FOR:
+            return
         try:
-            with get_reader().connect() as connection:
-                return connection.execute(question, values).first()
-        except DBAPIError as error:
-            if last or not error.connection_invalidated:
-                raise
-    raise AssertionError("the last try returns or raises")
+            engine.dialect.do_ping(connection)
+        except psycopg.OperationalError as error:
+            raise DisconnectionError from error  # the pool connects anew
 
 
 def new_session() -> Session:

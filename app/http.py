@@ -26,6 +26,7 @@ from app.auth import Project
 from app.db import new_session
 from app.errors import InvalidRequest, NotAuthenticated, ServiceError, Unavailable
 from app.pages import Page
+from app.reads import Reads
 from app.settings import get_settings
 from app.storage import Damaged
 
@@ -37,8 +38,11 @@ UPLOADS = re.compile(r"/v1/files|/v1/uploads/[^/]+/parts")
 T = TypeVar("T")
 
 
+# Dependencies are async where nothing in them waits: FastAPI runs each of the others in a thread.
+
+
 async def _session() -> AsyncIterator[Session]:
-    """Async, because nothing here waits: a session connects with its first statement, in the route's thread."""
+    """A session connects with its first statement, in the route's thread."""
     with new_session() as session:
         yield session
 
@@ -50,8 +54,16 @@ _bearer = HTTPBearer(auto_error=False, description="An API key of this server.")
 BearerDep = Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
 
 
-def _caller(sent: BearerDep) -> Project:
-    return auth.caller(sent.credentials if sent else "")
+async def _reads(request: Request) -> Reads:
+    found: Reads = request.app.state.reads
+    return found
+
+
+ReadsDep = Annotated[Reads, Depends(_reads)]
+
+
+async def _caller(reads: ReadsDep, sent: BearerDep) -> Project:
+    return await auth.caller(reads, sent.credentials if sent else "")
 
 
 CallerDep = Annotated[Project, Depends(_caller)]

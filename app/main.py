@@ -26,7 +26,7 @@ from app import http, queue
 from app.db import new_session
 from app.errors import Unavailable
 from app.jobs.feeds import Feeds
-from app.jobs.polls import Polls
+from app.reads import Reads
 from app.work import service as work_service
 
 
@@ -60,13 +60,13 @@ class BrokerWatch:
 
 def create_app() -> FastAPI:
     """The whole API, its tables and broker named by the settings."""
-    feeds, polls = Feeds(), Polls()
+    feeds, reads = Feeds(), Reads()
 
     @asynccontextmanager
     async def alive(_: FastAPI) -> AsyncIterator[None]:
         yield
         await feeds.close()
-        await polls.close()
+        await reads.close()
 
     api = FastAPI(
         lifespan=alive,
@@ -76,7 +76,7 @@ def create_app() -> FastAPI:
         responses={"4XX": {"model": http.ErrorRead}, "5XX": {"model": http.ErrorRead}},
     )
     http.install(api)
-    api.state.feeds, api.state.polls = feeds, polls
+    api.state.feeds, api.state.reads = feeds, reads
     for slice_ in (
         app.files.routes,
         app.uploads.routes,

@@ -3,22 +3,19 @@
 import socket
 import sys
 
-import uvicorn
-from fastapi import FastAPI
-
+from app.cli.api import serve
 from app.main import create_app
 
 
 def main() -> None:
     """Serve on a socket that listens already."""
-    api: FastAPI = create_app()
+    api = create_app()
 
     @api.get("/noop")
     async def noop() -> dict[str, str]:
         return {"status": "ok"}
 
-    config = uvicorn.Config(api, access_log=False, loop="uvloop", http="httptools", log_level="warning")
-    uvicorn.Server(config).run(sockets=[socket.socket(fileno=int(sys.argv[1]))])
+    serve(api, socket.socket(fileno=int(sys.argv[1])))
 
 
 if __name__ == "__main__":

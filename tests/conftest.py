@@ -16,7 +16,7 @@ from starlette.testclient import TestClient
 from app.auth import Project, authenticate, create_key
 from app.cli import migrate
 from app.cli.embedded import Postgres, RunFolder, Valkey
-from app.db import Base, get_engine, get_reader, new_session
+from app.db import Base, get_engine, new_session
 from app.main import create_app
 from app.queue import get_celery
 from app.settings import get_settings
@@ -93,7 +93,6 @@ def servers(home: Path) -> Iterator[None]:
         migrate.upgrade()
         yield
         get_engine().dispose()
-        get_reader().dispose()
 
 
 @pytest.fixture
@@ -150,5 +149,5 @@ def service() -> Iterator[running.Service]:
 
 def forget_settings() -> None:
     """What was read of the environment before it was set."""
-    for cached in (get_settings, get_engine, get_reader, get_celery, get_storage):
+    for cached in (get_settings, get_engine, get_celery, get_storage):
         cached.cache_clear()

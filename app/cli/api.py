@@ -7,13 +7,18 @@ from typing import Annotated
 
 import typer
 import uvicorn
+from fastapi import FastAPI
 from sqlalchemy.exc import SQLAlchemyError
 
 from app.cli import keys
 from app.cli.embedded import CannotStart
+from app.main import create_app
 
 STOP_WITHIN = 5
 """Seconds that requests may go on after TERM; a stream of events would do so for ever."""
+SWITCH_INTERVAL = 0.0005
+"""Seconds that a thread may keep the others from running. With Python's 5 ms the event loop waits so long for each of
+the routes' threads, and creating a job takes half as long again (`benchmarks/api.py`)."""
 
 
 def api(
@@ -28,9 +33,14 @@ def api(
     except CannotStart as error:
         print(error, file=sys.stderr)
         raise typer.Exit(1) from error
+    serve(create_app(), listener)
+
+
+def serve(app: FastAPI, listener: socket.socket) -> None:
+    """Answer requests on a socket that listens already, until TERM."""
+    sys.setswitchinterval(SWITCH_INTERVAL)
     config = uvicorn.Config(
-        "app.main:create_app",
-        factory=True,
+        app,
         access_log=False,
         loop="uvloop",
         http="httptools",

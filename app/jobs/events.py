@@ -6,7 +6,7 @@ has seen one has seen all before it.
 
 from typing import Any, Literal
 
-from sqlalchemy import func, select
+from sqlalchemy import func, insert, select
 from sqlalchemy.orm import Session
 
 from app.db import new_id
@@ -19,8 +19,10 @@ CHANNEL = "job_news"
 
 def begin(session: Session, job_id: str, messages: list[str]) -> None:
     """The first sentences of a new job, which nobody else knows yet."""
-    for message in messages:
-        _add(session, job_id, "info", "message", message, None)
+    shared = {"job_id": job_id, "level": "info", "type": "message"}
+    session.execute(
+        insert(JobEvent), [{"id": new_id("ftevent-"), "message": message, **shared} for message in messages]
+    )
 
 
 def tell(session: Session, job_id: str, message: str, *, level: Level = "info") -> None:

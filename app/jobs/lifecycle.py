@@ -30,6 +30,7 @@ from app.work.status import Desired, WorkKind
 def submit(session: Session, job: Job) -> None:
     """A new job: validating_files, with its preparation queued."""
     session.add(job)
+    session.flush()
     priority = job.spec["resources"]["priority"]
     work_service.enqueue(session, WorkKind.PREPARE, subject=job.id, queue=PREPARE, priority=priority)
     events.begin(

@@ -6,9 +6,19 @@ from fastapi import APIRouter, Depends, Header, Query, Request, Response
 
 from app import queue
 from app.errors import InvalidRequest
-from app.http import After, BearerDep, CallerDep, ListRead, SessionDep, answer, conditional, limit_query, list_of
+from app.http import (
+    After,
+    BearerDep,
+    CallerDep,
+    ListRead,
+    ReadsDep,
+    SessionDep,
+    answer,
+    conditional,
+    limit_query,
+    list_of,
+)
 from app.jobs import lifecycle, metrics, service
-from app.jobs.polls import Polls
 from app.jobs.schemas import AttemptList, AttemptRead, CheckpointRead, EventRead, JobRead, MetricsRead
 from app.jobs.service import Filter, Repeat
 from app.jobs.spec import JobSpec
@@ -32,7 +42,7 @@ _METADATA = {
 }
 
 
-def _repeat(
+async def _repeat(
     idempotency_key: Annotated[
         str | None, Header(min_length=1, max_length=255, description="Requests with the same key make one job.")
     ] = None,
@@ -41,7 +51,7 @@ def _repeat(
     return Repeat(idempotency_key, is_retry=(x_stainless_retry_count or "0") != "0")
 
 
-def _filter(
+async def _filter(
     request: Request,
     status: Annotated[list[JobStatus] | None, Query(description="Any of these.")] = None,
     model: Annotated[str | None, Query(description="The spec's `model`.")] = None,
@@ -90,11 +100,9 @@ def list_jobs(
 
 
 @router.get("/{job_id}", response_model=JobRead)
-async def get_job(request: Request, job_id: str, bearer: BearerDep) -> Response:
+async def get_job(request: Request, job_id: str, reads: ReadsDep, bearer: BearerDep) -> Response:
     """Retrieve a job. With `If-None-Match` the answer is 304 as long as nothing in it has changed."""
-
-    polls: Polls = request.app.state.polls
-    job = await polls.job(bearer.credentials if bearer else "", job_id)
+    job = await service.poll(reads, bearer.credentials if bearer else "", job_id)
     return conditional(request, JobRead.of(job))
 
 

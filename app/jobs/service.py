@@ -5,12 +5,13 @@ import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, cast
 
-from sqlalchemy import Select, func, or_, select, text, update
+from sqlalchemy import Select, and_, bindparam, func, or_, select, text, update
 from sqlalchemy.orm import Session
 
-from app.auth import Project
+from app import auth
+from app.auth import ApiKey, Project
 from app.db import new_id
 from app.errors import FileNotUsable, InvalidRequest, NotFound
 from app.files import service as files
@@ -19,6 +20,7 @@ from app.jobs import events, lifecycle, parents
 from app.jobs.models import Job, JobCheckpoint, JobEvent
 from app.jobs.spec import JobSpec
 from app.pages import Page, page_of
+from app.reads import Reads, question
 from app.registry.models import RegisteredModel
 from app.work import lifecycle as work
 from app.work import service as work_service
@@ -87,6 +89,24 @@ def get(session: Session, project: Project, job_id: str) -> Job:
     if job is None:
         raise NotFound(f"No such fine-tuning job: {job_id}", param="fine_tuning_job_id")
     return job
+
+
+async def poll(reads: Reads, key: str, job_id: str) -> Job:
+    """A job's columns, if the key is its project's. Raises `NotAuthenticated` or `NotFound`."""
+    found = await reads.first(_JOB_OF_KEY, sha256=auth.digest(key), job_id=job_id)
+    if found is None:
+        raise auth.refused()
+    if found.id is None:
+        raise NotFound(f"No such fine-tuning job: {job_id}", param="fine_tuning_job_id")
+    return cast("Job", found)
+
+
+_JOB_OF_KEY = question(
+    select(Job.__table__)
+    .select_from(ApiKey)
+    .outerjoin(Job, and_(Job.project_id == ApiKey.project_id, Job.id == bindparam("job_id")))
+    .where(auth.is_valid(bindparam("sha256")))
+)
 
 
 def jobs(

@@ -13,7 +13,7 @@ from starlette.concurrency import run_in_threadpool
 from app import auth
 from app.auth import Project
 from app.db import new_session
-from app.http import BearerDep, CallerDep, SessionDep
+from app.http import BearerDep, CallerDep, ReadsDep, SessionDep
 from app.jobs import feeds, logs, service, tokens
 from app.jobs.feeds import Feeds, Frame
 from app.jobs.models import Job
@@ -27,22 +27,22 @@ NOT_BUFFERED = {"cache-control": "no-store", "x-accel-buffering": "no"}
 """For the proxies on the way."""
 
 
-def _follower(
+async def _follower(
     job_id: str,
+    reads: ReadsDep,
     bearer: BearerDep,
     token: Annotated[str | None, Query(max_length=200, description="In place of a key, for an `EventSource`.")] = None,
 ) -> Project:
     """Who holds a key, or a token for this job's streams."""
     if bearer is None and token is not None:
-        with new_session() as session, session.begin():
-            return tokens.project_of(session, job_id, token)
-    return auth.caller(bearer.credentials if bearer else "")
+        return await tokens.project_of(reads, job_id, token)
+    return await auth.caller(reads, bearer.credentials if bearer else "")
 
 
 FollowerDep = Annotated[Project, Depends(_follower)]
 
 
-def _feeds(request: Request) -> Feeds:
+async def _feeds(request: Request) -> Feeds:
     found: Feeds = request.app.state.feeds
     return found
 

@@ -4,12 +4,13 @@ import hashlib
 import secrets
 from datetime import datetime, timedelta
 
-from sqlalchemy import delete, func, select
+from sqlalchemy import bindparam, delete, func, select
 from sqlalchemy.orm import Session
 
 from app.auth import Project
 from app.errors import NotAuthenticated
 from app.jobs.models import Job, StreamToken
+from app.reads import Reads, question
 
 LIFETIME = timedelta(minutes=10)
 """To begin or take up a stream in; one that has begun goes on."""
@@ -26,20 +27,25 @@ def make(session: Session, job: Job) -> tuple[str, datetime]:
     return token, row.expires_at
 
 
-def project_of(session: Session, job_id: str, token: str) -> Project:
+async def project_of(reads: Reads, job_id: str, token: str) -> Project:
     """Whose job it is that a token is for. Raises `NotAuthenticated` for any other job, and after its time."""
-    project = session.scalar(
-        select(Project)
-        .join(Job, Job.project_id == Project.id)
-        .join(StreamToken, StreamToken.job_id == Job.id)
-        .where(StreamToken.sha256 == _digest(token), Job.id == job_id, StreamToken.expires_at > func.now())
-    )
-    if project is None:
+    found = await reads.first(_PROJECT_OF_TOKEN, sha256=_digest(token), job_id=job_id)
+    if found is None:
         raise NotAuthenticated(
             "The token is not one for this job, or has expired. Make one with POST"
             " /v1/fine_tuning/jobs/{id}/events/token."
         )
-    return project
+    return Project(id=found.id, name=found.name, created_at=found.created_at)
+
+
+_PROJECT_OF_TOKEN = question(
+    select(Project.__table__)
+    .join(Job, Job.project_id == Project.id)
+    .join(StreamToken, StreamToken.job_id == Job.id)
+    .where(
+        StreamToken.sha256 == bindparam("sha256"), Job.id == bindparam("job_id"), StreamToken.expires_at > func.now()
+    )
+)
 
 
 def _digest(token: str) -> str:

@@ -17,7 +17,7 @@ CPU = "cpu"
 
 def enqueue(session: Session, kind: WorkKind, *, subject: str, queue: str, priority: str) -> None:
     """Queue work; whoever hears the doorbell after the commit claims it."""
-    session.add(Work(kind=kind, subject=subject, queue=queue, priority=PRIORITIES[priority]))
+    session.execute(insert(Work).values(kind=kind, subject=subject, queue=queue, priority=PRIORITIES[priority]))
 
 
 def choose_queue(session: Session, *, gpu_memory_gb: int | None) -> str:

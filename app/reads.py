@@ -1,71 +1,61 @@
-"""The call that comes by the hundred a second: a job by its id. One statement, on connections of the event loop's own.
+"""Questions that come by the hundred a second: one statement each, on connections of the event loop's own.
 
 Anything else goes through a session in a thread; here the way there and back takes longer than the answer.
 """
 
 import asyncio
-from typing import cast
+from typing import Any
 
 import msgspec
 import psycopg
 from psycopg.conninfo import make_conninfo
+from psycopg.errors import QueryCanceled
 from psycopg.rows import TupleRow, namedtuple_row
 from psycopg.types.json import set_json_loads
-from psycopg_pool import AsyncConnectionPool
-from sqlalchemy import and_, bindparam, select
+from psycopg_pool import AsyncConnectionPool, PoolTimeout
+from sqlalchemy import Select
 from sqlalchemy.dialects.postgresql import psycopg as dialect
 
-from app import auth
-from app.auth import ApiKey
 from app.db import connection_options, get_engine
-from app.errors import NotFound
-from app.jobs.models import Job
 from app.settings import get_settings
 
 CONNECTIONS = 4
 
-_JOB_OF_KEY = str(
-    select(Job.__table__)
-    .select_from(ApiKey)
-    .outerjoin(Job, and_(Job.project_id == ApiKey.project_id, Job.id == bindparam("job_id")))
-    .where(auth.is_valid(bindparam("sha256")))
-    .compile(dialect=dialect.dialect())  # type: ignore[no-untyped-call]  # SQLAlchemy leaves it untyped
-)
+
+def question(statement: Select[Any]) -> str:
+    """A statement as the connections take it; its bound parameters keep their names."""
+    return str(statement.compile(dialect=dialect.dialect()))  # type: ignore[no-untyped-call]  # SQLAlchemy's is untyped
 
 
-class Polls:
-    """The connections, opened with the first poll."""
+class Reads:
+    """The connections, opened with the first question."""
 
     def __init__(self) -> None:
         self._pool: AsyncConnectionPool[psycopg.AsyncConnection[TupleRow]] | None = None
         self._opening = asyncio.Lock()
 
-    async def job(self, key: str, job_id: str) -> Job:
-        """A job's columns, if the key is its project's. Raises `NotAuthenticated` or `NotFound`."""
-        found = await self._first({"sha256": auth.digest(key), "job_id": job_id})
-        if found is None:
-            raise auth.refused()
-        if found.id is None:
-            raise NotFound(f"No such fine-tuning job: {job_id}", param="fine_tuning_job_id")
-        return found
+    async def first(self, question: str, **values: str) -> Any | None:
+        """The first row of an answer, its columns by name. Raises `psycopg.OperationalError`.
+
+        After a restart of the database each connection fails once, and is replaced.
+        """
+        pool = await self._opened()
+        for failed in range(CONNECTIONS + 1):
+            try:
+                async with pool.connection() as connection, connection.cursor(row_factory=namedtuple_row) as cursor:
+                    await cursor.execute(question, values)
+                    return await cursor.fetchone()
+            except (QueryCanceled, PoolTimeout):
+                raise
+            except psycopg.OperationalError:
+                if failed == CONNECTIONS:
+                    raise
+        raise AssertionError("the last try returns or raises")
 
     async def close(self) -> None:
         """Give the connections back."""
         if self._pool is not None:
             await self._pool.close()
-
-    async def _first(self, values: dict[str, str]) -> Job | None:
-        """After a restart of the database each connection fails once, and is replaced."""
-        pool = await self._opened()
-        for failed in range(CONNECTIONS + 1):
-            try:
-                async with pool.connection() as connection, connection.cursor(row_factory=namedtuple_row) as cursor:
-                    await cursor.execute(_JOB_OF_KEY, values)
-                    return cast("Job | None", await cursor.fetchone())  # it has a job's columns
-            except psycopg.OperationalError:
-                if failed == CONNECTIONS:
-                    raise
-        raise AssertionError("the last try returns or raises")
 
     async def _opened(self) -> "AsyncConnectionPool[psycopg.AsyncConnection[TupleRow]]":
         async with self._opening:
@@ -93,6 +83,6 @@ def _dsn() -> str:
     return make_conninfo(
         url.render_as_string(hide_password=False),
         application_name="finetuned",
-        options=f"-c statement_timeout={timeout_ms}",
+        options=f"-c statement_timeout={timeout_ms} -c default_transaction_read_only=on",
         **connection_options(),
     )

@@ -240,7 +240,7 @@ def _param(error: Any, body: Any) -> str:
 
 def _said(error: Any) -> str:
     message = str(error["msg"]).removeprefix("Value error, ")
-    return message if message.endswith(".") else message + "."
+    return message if message.endswith((".", "?")) else message + "."
 
 
 class RequestMiddleware:

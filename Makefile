@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 TUNING ?= qlora
 
-.PHONY: setup check test test-all test-gpu demo bench bench-api clean-demo
+.PHONY: setup check test test-all test-gpu examples demo bench bench-api clean-demo
 
 setup: .venv/.ready
 
@@ -29,6 +29,10 @@ test-all: setup
 
 test-gpu: setup
 	$(BIN)/pytest -m gpu
+
+# Records the examples at /docs anew, from a server started for it.
+examples: setup
+	$(BIN)/python -m tests.record_examples
 
 demo: setup
 	$(BIN)/finetuned demo --tuning $(TUNING)

@@ -5,7 +5,7 @@ import logging
 import re
 import secrets
 from collections.abc import AsyncIterator
-from typing import Annotated, Any, Generic, TypeVar
+from typing import Annotated, Any, Generic, Literal, TypeVar
 
 import psycopg
 from fastapi import Depends, FastAPI, Query, Request, Response
@@ -70,6 +70,9 @@ CallerDep = Annotated[Project, Depends(_caller)]
 After = Annotated[str | None, Query(description="Id of the last item of the page before.", max_length=300)]
 
 
+Order = Annotated[Literal["asc", "desc"], Query(description="By the time of creation; `desc`: newest first.")]
+
+
 def limit_query(default: int, most: int) -> Any:
     """How many items a page may have."""
     return Annotated[int, Query(ge=1, le=most, description=f"Items a page; {default} if absent.")]
@@ -91,6 +94,27 @@ def list_of(page: Page[Any], shown: list[T]) -> ListRead[T]:
     return ListRead(
         data=shown, has_more=page.has_more, first_id=ids[0] if ids else None, last_id=ids[-1] if ids else None
     )
+
+
+def content_of(media_type: str, *, format: str | None = None) -> dict[int | str, Any]:  # noqa: A002  OpenAPI's word
+    """How an answer that is not JSON is described, for a route's `responses`; `format` is `binary` for bytes."""
+    schema = {"type": "string"} | ({"format": format} if format else {})
+    return {200: {"content": {media_type: {"schema": schema}}}}
+
+
+CONDITIONAL: dict[str, Any] = {
+    "parameters": [
+        {
+            "name": "if-none-match",
+            "in": "header",
+            "required": False,
+            "description": "The `ETag` of the answer that the caller has.",
+            "schema": {"type": "string"},
+        }
+    ],
+    "responses": {"304": {"description": "Nothing in it has changed."}},
+}
+"""How `conditional` is described, for a route's `openapi_extra`."""
 
 
 def answer(body: BaseModel) -> Response:

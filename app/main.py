@@ -4,10 +4,9 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Literal
+from typing import Any, Literal
 
-from fastapi import FastAPI
-from fastapi.responses import JSONResponse
+from fastapi import FastAPI, Response
 from pydantic import BaseModel
 from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
@@ -22,12 +21,18 @@ import app.registry.routes
 import app.uploads.routes
 import app.webhooks.routes
 import app.work.routes
-from app import http, queue
+from app import http, openapi, queue
 from app.db import new_session
 from app.errors import Unavailable
 from app.jobs.feeds import Feeds
 from app.reads import Reads
 from app.work import service as work_service
+
+
+class Alive(BaseModel):
+    """The process answers."""
+
+    status: Literal["ok"] = "ok"
 
 
 class Ready(BaseModel):
@@ -58,6 +63,16 @@ class BrokerWatch:
         return self._answers
 
 
+class DescribedApi(FastAPI):
+    """Its description at /docs has an example of every call."""
+
+    def openapi(self) -> dict[str, Any]:
+        """Made at the first request for it, and kept."""
+        if self.openapi_schema is None:
+            openapi.add_examples(super().openapi())  # which keeps what it returns
+        return super().openapi()
+
+
 def create_app() -> FastAPI:
     """The whole API, its tables and broker named by the settings."""
     feeds, reads = Feeds(), Reads()
@@ -68,10 +83,13 @@ def create_app() -> FastAPI:
         await feeds.close()
         await reads.close()
 
-    api = FastAPI(
+    api = DescribedApi(
         lifespan=alive,
         title="finetuned",
         summary="Fine-tunes language models on your own GPUs, behind the OpenAI fine-tuning API.",
+        description=openapi.DESCRIPTION,
+        openapi_tags=openapi.TAGS,
+        generate_unique_id_function=lambda route: route.name,  # a generated client's functions are called like ours
         redirect_slashes=False,
         responses={"4XX": {"model": http.ErrorRead}, "5XX": {"model": http.ErrorRead}},
     )
@@ -92,12 +110,12 @@ def create_app() -> FastAPI:
     broker = BrokerWatch()
 
     @api.get("/healthz", tags=["operation"])
-    async def healthz() -> dict[str, str]:
-        """The process answers."""
-        return {"status": "ok"}
+    async def get_health() -> Alive:
+        """Say that the process answers."""
+        return Alive()
 
-    @api.get("/readyz", tags=["operation"], responses={503: {"model": http.ErrorRead}})
-    async def ready() -> JSONResponse:
+    @api.get("/readyz", tags=["operation"], response_model=Ready, responses={503: {"model": http.ErrorRead}})
+    async def get_readiness() -> Response:
         """200 when the database answers; `degraded` when the broker or the workers do not."""
         try:
             alive_workers = await run_in_threadpool(_count_workers)
@@ -106,7 +124,7 @@ def create_app() -> FastAPI:
         answers = await broker.answers()
         fine = answers and alive_workers > 0
         body = Ready(status="ok" if fine else "degraded", broker="ok" if answers else "down", workers=alive_workers)
-        return JSONResponse(body.model_dump())
+        return http.answer(body)
 
     return api
 

@@ -143,7 +143,7 @@ def service() -> Iterator[running.Service]:
     """All of it as `finetuned up` runs it, with short leases: api, workers, trainers, sweeper as processes."""
     with tempfile.TemporaryDirectory(prefix="ft-") as folder:
         tiny.make_base(Path(folder) / "models" / "tiny")
-        with running.up(Path(folder)) as service:
+        with running.up(Path(folder), FINETUNED_WEBHOOK_ALLOW="127.0.0.0/8") as service:
             yield service
 
 

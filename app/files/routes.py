@@ -1,8 +1,8 @@
 """/v1/files"""
 
-from typing import Annotated, Literal
+from typing import Annotated
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Path, Query, Request
 from fastapi.responses import StreamingResponse
 from starlette.concurrency import run_in_threadpool
 
@@ -10,11 +10,13 @@ from app.auth import Project
 from app.files import body, service
 from app.files.models import File
 from app.files.schemas import FileDeleted, FileRead
-from app.http import After, CallerDep, ListRead, SessionDep, limit_query, list_of
+from app.http import After, CallerDep, ListRead, Order, SessionDep, content_of, limit_query, list_of
 from app.settings import get_settings
 from app.storage import Incoming, get_storage
 
 router = APIRouter(prefix="/v1/files", tags=["files"])
+
+FileId = Annotated[str, Path(description="Id of a file.")]
 
 _UPLOAD = {
     "requestBody": {
@@ -69,8 +71,8 @@ def list_files(
     session: SessionDep,
     after: After = None,
     limit: limit_query(10_000, 10_000) = 10_000,  # type: ignore[valid-type]  # an Annotated made by a function
-    order: Annotated[Literal["asc", "desc"], Query()] = "desc",
-    purpose: str | None = None,
+    order: Order = "desc",
+    purpose: Annotated[str | None, Query(description="Files that were uploaded for this.")] = None,
     sha256: Annotated[str | None, Query(max_length=64, description="Files with these bytes.")] = None,
 ) -> ListRead[FileRead]:
     """List files, newest first."""
@@ -88,14 +90,18 @@ def list_files(
 
 
 @router.get("/{file_id}")
-def get_file(file_id: str, caller: CallerDep, session: SessionDep) -> FileRead:
+def get_file(file_id: FileId, caller: CallerDep, session: SessionDep) -> FileRead:
     """Retrieve a file's description."""
     with session.begin():
         return FileRead.of(service.get(session, caller, file_id))
 
 
-@router.get("/{file_id}/content", response_class=StreamingResponse)
-def get_file_content(file_id: str, caller: CallerDep, session: SessionDep) -> StreamingResponse:
+@router.get(
+    "/{file_id}/content",
+    response_class=StreamingResponse,
+    responses=content_of("application/octet-stream", format="binary"),
+)
+def get_file_content(file_id: FileId, caller: CallerDep, session: SessionDep) -> StreamingResponse:
     """Stream a file's bytes."""
     with session.begin():
         file = service.get(session, caller, file_id)
@@ -107,7 +113,7 @@ def get_file_content(file_id: str, caller: CallerDep, session: SessionDep) -> St
 
 
 @router.delete("/{file_id}")
-def delete_file(file_id: str, caller: CallerDep, session: SessionDep) -> FileDeleted:
+def delete_file(file_id: FileId, caller: CallerDep, session: SessionDep) -> FileDeleted:
     """Delete a file; a job that uses it keeps its bytes until the job has ended."""
     with session.begin():
         service.delete(session, caller, file_id)

@@ -1,16 +1,18 @@
 """/v1/fine_tuning/jobs"""
 
-from typing import Annotated, Literal
+from typing import Annotated
 
-from fastapi import APIRouter, Depends, Header, Query, Request, Response
+from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
 
 from app import queue
 from app.errors import InvalidRequest
 from app.http import (
+    CONDITIONAL,
     After,
     BearerDep,
     CallerDep,
     ListRead,
+    Order,
     ReadsDep,
     SessionDep,
     answer,
@@ -27,8 +29,11 @@ from app.work import service as work_service
 
 router = APIRouter(prefix="/v1/fine_tuning/jobs", tags=["fine-tuning jobs"])
 
-_METADATA = {
+JobId = Annotated[str, Path(description="Id of a job.")]
+
+_LIST = CONDITIONAL | {
     "parameters": [
+        *CONDITIONAL["parameters"],
         {
             "name": "metadata",
             "in": "query",
@@ -37,8 +42,8 @@ _METADATA = {
             "explode": True,
             "description": "`metadata[key]=value`, any number of times; `metadata=null` for jobs without metadata.",
             "schema": {"type": "object", "additionalProperties": {"type": "string"}},
-        }
-    ]
+        },
+    ],
 }
 
 
@@ -83,7 +88,7 @@ def create_job(
     return answer(JobRead.of(job))
 
 
-@router.get("", response_model=ListRead[JobRead], openapi_extra=_METADATA)
+@router.get("", response_model=ListRead[JobRead], openapi_extra=_LIST)
 def list_jobs(
     request: Request,
     caller: CallerDep,
@@ -91,7 +96,7 @@ def list_jobs(
     wanted: Annotated[Filter, Depends(_filter)],
     after: After = None,
     limit: limit_query(20, 100) = 20,  # type: ignore[valid-type]  # an Annotated made by a function
-    order: Annotated[Literal["asc", "desc"], Query()] = "desc",
+    order: Order = "desc",
 ) -> Response:
     """List jobs, newest first. With `If-None-Match` the answer is 304 as long as nothing in it has changed."""
     with session.begin():
@@ -99,29 +104,29 @@ def list_jobs(
     return conditional(request, list_of(page, [JobRead.of(job) for job in page.rows]))
 
 
-@router.get("/{job_id}", response_model=JobRead)
-async def get_job(request: Request, job_id: str, reads: ReadsDep, bearer: BearerDep) -> Response:
+@router.get("/{job_id}", response_model=JobRead, openapi_extra=CONDITIONAL)
+async def get_job(request: Request, job_id: JobId, reads: ReadsDep, bearer: BearerDep) -> Response:
     """Retrieve a job. With `If-None-Match` the answer is 304 as long as nothing in it has changed."""
     job = await service.poll(reads, bearer.credentials if bearer else "", job_id)
     return conditional(request, JobRead.of(job))
 
 
 @router.post("/{job_id}/cancel")
-def cancel_job(job_id: str, caller: CallerDep, session: SessionDep) -> JobRead:
+def cancel_job(job_id: JobId, caller: CallerDep, session: SessionDep) -> JobRead:
     """Cancel a job: at once where it waits, with its current step where it runs (`desired` says so until then)."""
     with session.begin():
         return JobRead.of(lifecycle.cancel(session, service.get(session, caller, job_id)))
 
 
 @router.post("/{job_id}/pause")
-def pause_job(job_id: str, caller: CallerDep, session: SessionDep) -> JobRead:
+def pause_job(job_id: JobId, caller: CallerDep, session: SessionDep) -> JobRead:
     """Set a job aside: at once where it waits, with a checkpoint of its current step where it runs."""
     with session.begin():
         return JobRead.of(lifecycle.pause(session, service.get(session, caller, job_id)))
 
 
 @router.post("/{job_id}/resume")
-def resume_job(job_id: str, caller: CallerDep, session: SessionDep) -> JobRead:
+def resume_job(job_id: JobId, caller: CallerDep, session: SessionDep) -> JobRead:
     """Queue a paused job again; it goes on from its last checkpoint."""
     with session.begin():
         job = lifecycle.resume(session, service.get(session, caller, job_id))
@@ -131,7 +136,7 @@ def resume_job(job_id: str, caller: CallerDep, session: SessionDep) -> JobRead:
 
 @router.get("/{job_id}/checkpoints")
 def list_checkpoints(
-    job_id: str,
+    job_id: JobId,
     caller: CallerDep,
     session: SessionDep,
     after: After = None,
@@ -145,7 +150,7 @@ def list_checkpoints(
 
 @router.get("/{job_id}/events")
 def list_events(
-    job_id: str,
+    job_id: JobId,
     caller: CallerDep,
     session: SessionDep,
     after: After = None,
@@ -157,16 +162,16 @@ def list_events(
         return list_of(page, [EventRead.of(event) for event in page.rows])
 
 
-@router.get("/{job_id}/metrics", response_model=MetricsRead)
+@router.get("/{job_id}/metrics", response_model=MetricsRead, openapi_extra=CONDITIONAL)
 def get_metrics(
     request: Request,
-    job_id: str,
+    job_id: JobId,
     caller: CallerDep,
     session: SessionDep,
     points: Annotated[int, Query(ge=10, le=100_000, description="At most so many entries, evenly thinned.")] = 1000,
     after_step: Annotated[int, Query(ge=0, le=2**31 - 1, description="Only later steps: what is new.")] = 0,
 ) -> Response:
-    """A job's series, step by step: losses, rate, gradient norm, speed, memory."""
+    """Retrieve a job's series, step by step: losses, rate, gradient norm, speed, memory."""
     with session.begin():
         job = service.get(session, caller, job_id)
         entries = metrics.series(session, job.id, after_step=after_step)
@@ -174,7 +179,7 @@ def get_metrics(
 
 
 @router.get("/{job_id}/attempts")
-def list_attempts(job_id: str, caller: CallerDep, session: SessionDep) -> AttemptList:
+def list_attempts(job_id: JobId, caller: CallerDep, session: SessionDep) -> AttemptList:
     """List the tries at a job, preparing and training, oldest first."""
     with session.begin():
         job = service.get(session, caller, job_id)

@@ -4,7 +4,7 @@ These are async: a thread each would end with the fortieth follower.
 """
 
 from collections.abc import AsyncIterator
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from fastapi.responses import StreamingResponse
@@ -13,22 +13,24 @@ from starlette.concurrency import run_in_threadpool
 from app import auth
 from app.auth import Project
 from app.db import new_session
-from app.http import BearerDep, CallerDep, ReadsDep, SessionDep
+from app.http import BearerDep, CallerDep, ReadsDep, SessionDep, content_of
 from app.jobs import feeds, logs, service, tokens
 from app.jobs.feeds import Feeds, Frame
 from app.jobs.models import Job
+from app.jobs.routes import JobId
 from app.jobs.schemas import StreamTokenRead
 
 router = APIRouter(prefix="/v1/fine_tuning/jobs", tags=["fine-tuning jobs"])
 
-STREAM: dict[int | str, Any] = {200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}}
-TEXT: dict[int | str, Any] = {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}}
+STREAM = content_of("text/event-stream") | {
+    204: {"description": "The job has ended, and there is nothing more to come."}
+}
 NOT_BUFFERED = {"cache-control": "no-store", "x-accel-buffering": "no"}
 """For the proxies on the way."""
 
 
 async def _follower(
-    job_id: str,
+    job_id: JobId,
     reads: ReadsDep,
     bearer: BearerDep,
     token: Annotated[str | None, Query(max_length=200, description="In place of a key, for an `EventSource`.")] = None,
@@ -51,19 +53,21 @@ FeedsDep = Annotated[Feeds, Depends(_feeds)]
 
 
 @router.post("/{job_id}/events/token")
-def create_stream_token(job_id: str, caller: CallerDep, session: SessionDep) -> StreamTokenRead:
+def create_stream_token(job_id: JobId, caller: CallerDep, session: SessionDep) -> StreamTokenRead:
     """Make a short-lived token for the streams of one job, which a browser's `EventSource` can put into the address."""
     with session.begin():
         return StreamTokenRead.of(*tokens.make(session, service.get(session, caller, job_id)))
 
 
-@router.get("/{job_id}/events/stream", response_class=StreamingResponse, responses={**STREAM, 204: {}})
+@router.get("/{job_id}/events/stream", response_class=StreamingResponse, responses=STREAM)
 async def stream_events(
-    job_id: str,
+    job_id: JobId,
     caller: FollowerDep,
     live: FeedsDep,
     last_event_id: Annotated[str | None, Header(max_length=200, description="Id of the last event that came.")] = None,
-    after: Annotated[str | None, Query(max_length=200, description="The same, for who sends no header.")] = None,
+    after: Annotated[
+        str | None, Query(max_length=200, description="The same, for who sends no `Last-Event-ID`.")
+    ] = None,
 ) -> Response:
     """Send a job's events as they happen, from the first or after the last that came, until the job has ended.
 
@@ -96,15 +100,15 @@ def _status(job_id: str) -> str:
         return session.get_one(Job, job_id).status
 
 
-@router.get("/{job_id}/logs", response_class=StreamingResponse, responses=TEXT)
+@router.get("/{job_id}/logs", response_class=StreamingResponse, responses=content_of("text/plain"))
 async def get_log(
-    job_id: str,
+    job_id: JobId,
     caller: FollowerDep,
     live: FeedsDep,
     tail: Annotated[int, Query(ge=0, le=logs.MAX_LINES, description="The last so many lines.")] = 1000,
     follow: Annotated[bool, Query(description="Go on sending until the job has ended.")] = False,
 ) -> Response:
-    """What the job's trainers print, preparing and training, all attempts; plain text."""
+    """Retrieve what the job's trainers print, preparing and training, all attempts; plain text."""
 
     def look_up() -> tuple[str, int]:
         with new_session() as session, session.begin():

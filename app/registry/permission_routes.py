@@ -14,7 +14,8 @@ from app.registry.schemas import PermissionDeleted, PermissionRead, PermissionsC
 
 router = APIRouter(prefix="/v1/fine_tuning/checkpoints", tags=["models"])
 
-ModelId = Annotated[str, Path(alias="fine_tuned_model_checkpoint", description="Of a checkpoint or a result.")]
+ModelId = Annotated[str, Path(alias="fine_tuned_model_checkpoint", description="Id of a checkpoint or a result.")]
+PermissionId = Annotated[str, Path(description="Id of a permission.")]
 
 
 @router.post("/{fine_tuned_model_checkpoint:path}/permissions")
@@ -34,7 +35,9 @@ def list_permissions(
     session: SessionDep,
     after: After = None,
     limit: limit_query(10, 100) = 10,  # type: ignore[valid-type]  # an Annotated made by a function
-    order: Literal["ascending", "descending"] = "descending",
+    order: Annotated[
+        Literal["ascending", "descending"], Query(description="By the time of creation; `descending`: newest first.")
+    ] = "descending",
     project_id: Annotated[str | None, Query(max_length=300, description="Of the one project to look for.")] = None,
 ) -> ListRead[PermissionRead]:
     """List the projects that may use a model, newest first."""
@@ -52,7 +55,9 @@ def list_permissions(
 
 
 @router.delete("/{fine_tuned_model_checkpoint:path}/permissions/{permission_id}")
-def delete_permission(model: ModelId, permission_id: str, caller: CallerDep, session: SessionDep) -> PermissionDeleted:
+def delete_permission(
+    model: ModelId, permission_id: PermissionId, caller: CallerDep, session: SessionDep
+) -> PermissionDeleted:
     """Hide a model from a project again; what it has started from the model goes on."""
     with session.begin():
         permissions.revoke(session, caller, model, permission_id)

@@ -6,17 +6,21 @@ decoded. So an id is a `:path`, and what follows it is matched first.
 
 from typing import Annotated
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Path, Query
 from fastapi.responses import StreamingResponse
 
 from app.errors import InvalidRequest
-from app.http import After, CallerDep, ListRead, SessionDep, limit_query, list_of
+from app.http import After, CallerDep, ListRead, SessionDep, content_of, limit_query, list_of
 from app.registry import catalogue, service, tar
 from app.registry.manifest import PublishedFile
 from app.registry.schemas import ModelDeleted, ModelList, ModelRead, RegisteredModelRead, base_read, result_read
 from app.storage import get_storage
 
 router = APIRouter(prefix="/v1", tags=["models"])
+
+ModelId = Annotated[str, Path(description="Id of a base model, a result or a checkpoint.")]
+ResultId = Annotated[str, Path(description="Id of a result or a checkpoint.")]
+FileName = Annotated[str, Path(description="One of the `files` of the result.")]
 
 
 @router.get("/models")
@@ -28,7 +32,7 @@ def list_models(caller: CallerDep, session: SessionDep) -> ModelList:
 
 
 @router.get("/models/{model:path}")
-def get_model(model: str, caller: CallerDep, session: SessionDep) -> ModelRead:
+def get_model(model: ModelId, caller: CallerDep, session: SessionDep) -> ModelRead:
     """Retrieve a base model, a result or a checkpoint."""
     for base in catalogue.offered():
         if base.id == model:
@@ -38,7 +42,7 @@ def get_model(model: str, caller: CallerDep, session: SessionDep) -> ModelRead:
 
 
 @router.delete("/models/{model:path}")
-def delete_model(model: str, caller: CallerDep, session: SessionDep) -> ModelDeleted:
+def delete_model(model: ResultId, caller: CallerDep, session: SessionDep) -> ModelDeleted:
     """Delete a result or a checkpoint; a job that has started from it keeps it until the job ends."""
     if any(base.id == model for base in catalogue.offered()):
         raise InvalidRequest(f"'{model}' is a base model, which only the operator can remove.", param="model")
@@ -61,8 +65,12 @@ def list_registered_models(
         return list_of(page, [RegisteredModelRead.of(row) for row in page.rows])
 
 
-@router.get("/registry/models/{model}/files/{name:path}", response_class=StreamingResponse)
-def get_registered_file(model: str, name: str, caller: CallerDep, session: SessionDep) -> StreamingResponse:
+@router.get(
+    "/registry/models/{model}/files/{name:path}",
+    response_class=StreamingResponse,
+    responses=content_of("application/octet-stream", format="binary"),
+)
+def get_registered_file(model: ResultId, name: FileName, caller: CallerDep, session: SessionDep) -> StreamingResponse:
     """Stream one file of a result."""
     with session.begin():
         file = service.file_of(service.get(session, caller, model), name)
@@ -73,8 +81,12 @@ def get_registered_file(model: str, name: str, caller: CallerDep, session: Sessi
     )
 
 
-@router.get("/registry/models/{model}/download", response_class=StreamingResponse)
-def download_registered_model(model: str, caller: CallerDep, session: SessionDep) -> StreamingResponse:
+@router.get(
+    "/registry/models/{model}/download",
+    response_class=StreamingResponse,
+    responses=content_of("application/x-tar", format="binary"),
+)
+def download_registered_model(model: ResultId, caller: CallerDep, session: SessionDep) -> StreamingResponse:
     """Stream the whole folder of a result as a tar."""
     with session.begin():
         row = service.get(session, caller, model)
@@ -88,7 +100,7 @@ def download_registered_model(model: str, caller: CallerDep, session: SessionDep
 
 
 @router.get("/registry/models/{model}")
-def get_registered_model(model: str, caller: CallerDep, session: SessionDep) -> RegisteredModelRead:
+def get_registered_model(model: ResultId, caller: CallerDep, session: SessionDep) -> RegisteredModelRead:
     """Retrieve a result: its base by hashes, its tuning, its files, its metrics."""
     with session.begin():
         return RegisteredModelRead.of(service.get(session, caller, model))

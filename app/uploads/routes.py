@@ -1,6 +1,8 @@
 """/v1/uploads"""
 
-from fastapi import APIRouter, Request
+from typing import Annotated
+
+from fastapi import APIRouter, Path, Request
 from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 
@@ -12,6 +14,8 @@ from app.uploads import service
 from app.uploads.schemas import UploadComplete, UploadCreate, UploadPartRead, UploadRead
 
 router = APIRouter(prefix="/v1/uploads", tags=["files"])
+
+UploadId = Annotated[str, Path(description="Id of an upload.")]
 
 _PART = {
     "requestBody": {
@@ -46,7 +50,9 @@ def create_upload(given: UploadCreate, caller: CallerDep, session: SessionDep) -
 
 
 @router.post("/{upload_id}/parts", openapi_extra=_PART)
-async def add_upload_part(request: Request, upload_id: str, caller: CallerDep, session: SessionDep) -> UploadPartRead:
+async def add_upload_part(
+    request: Request, upload_id: UploadId, caller: CallerDep, session: SessionDep
+) -> UploadPartRead:
     """Send a part of at most 64 MiB; parts may come side by side and in any order."""
     storage = get_storage()
     await run_in_threadpool(_require, session, caller, upload_id)
@@ -72,7 +78,7 @@ def _require(session: Session, caller: Project, upload_id: str) -> None:
 
 
 @router.post("/{upload_id}/complete")
-def complete_upload(upload_id: str, given: UploadComplete, caller: CallerDep, session: SessionDep) -> UploadRead:
+def complete_upload(upload_id: UploadId, given: UploadComplete, caller: CallerDep, session: SessionDep) -> UploadRead:
     """Put the parts together; a fine-tune file's rows are checked before the answer."""
     with session.begin():
         done = service.complete(session, get_storage(), caller, upload_id, given.part_ids, given.md5)
@@ -80,7 +86,7 @@ def complete_upload(upload_id: str, given: UploadComplete, caller: CallerDep, se
 
 
 @router.post("/{upload_id}/cancel")
-def cancel_upload(upload_id: str, caller: CallerDep, session: SessionDep) -> UploadRead:
+def cancel_upload(upload_id: UploadId, caller: CallerDep, session: SessionDep) -> UploadRead:
     """Take no more parts."""
     with session.begin():
         return UploadRead.of(service.cancel(session, caller, upload_id), None)

@@ -1,8 +1,9 @@
 """/v1/webhook_endpoints and /v1/webhook_event_types"""
 
 import threading
+from typing import Annotated
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Path
 
 from app.errors import InvalidRequest, Unavailable
 from app.http import After, CallerDep, ListRead, SessionDep, limit_query, list_of
@@ -22,6 +23,9 @@ from app.webhooks.schemas import (
 )
 
 router = APIRouter(prefix="/v1", tags=["webhooks"])
+
+EndpointId = Annotated[str, Path(description="Id of an endpoint.")]
+DeliveryId = Annotated[str, Path(description="Id of one of the endpoint's deliveries.")]
 
 _tests_at_once = threading.BoundedSemaphore(4)
 """Each waits for a stranger's server, on a thread that other requests want too."""
@@ -58,7 +62,7 @@ def list_webhook_endpoints(
 
 
 @router.get("/webhook_endpoints/{webhook_endpoint_id}")
-def get_webhook_endpoint(webhook_endpoint_id: str, caller: CallerDep, session: SessionDep) -> EndpointRead:
+def get_webhook_endpoint(webhook_endpoint_id: EndpointId, caller: CallerDep, session: SessionDep) -> EndpointRead:
     """Retrieve an endpoint."""
     with session.begin():
         return EndpointRead.of(service.get(session, caller, webhook_endpoint_id))
@@ -66,7 +70,7 @@ def get_webhook_endpoint(webhook_endpoint_id: str, caller: CallerDep, session: S
 
 @router.post("/webhook_endpoints/{webhook_endpoint_id}")
 def update_webhook_endpoint(
-    webhook_endpoint_id: str, given: EndpointUpdate, caller: CallerDep, session: SessionDep
+    webhook_endpoint_id: EndpointId, given: EndpointUpdate, caller: CallerDep, session: SessionDep
 ) -> EndpointRead:
     """Change an endpoint. Setting its `url` enables it again after a 410."""
     if given.url is not None:
@@ -84,7 +88,7 @@ def update_webhook_endpoint(
 
 
 @router.delete("/webhook_endpoints/{webhook_endpoint_id}")
-def delete_webhook_endpoint(webhook_endpoint_id: str, caller: CallerDep, session: SessionDep) -> EndpointDeleted:
+def delete_webhook_endpoint(webhook_endpoint_id: EndpointId, caller: CallerDep, session: SessionDep) -> EndpointDeleted:
     """Delete an endpoint, with what was still to be delivered to it."""
     with session.begin():
         service.remove(session, caller, webhook_endpoint_id)
@@ -93,7 +97,7 @@ def delete_webhook_endpoint(webhook_endpoint_id: str, caller: CallerDep, session
 
 @router.post("/webhook_endpoints/{webhook_endpoint_id}/rotate_secret")
 def rotate_webhook_secret(
-    webhook_endpoint_id: str, caller: CallerDep, session: SessionDep, given: SecretRotation | None = None
+    webhook_endpoint_id: EndpointId, caller: CallerDep, session: SessionDep, given: SecretRotation | None = None
 ) -> EndpointReadWithSecret:
     """Make a new secret. On request the old one signs beside it for 24 hours; otherwise it ends at once."""
     keep_old = given is not None and given.keep_old_secret_active_for_24_hours
@@ -103,7 +107,7 @@ def rotate_webhook_secret(
 
 @router.post("/webhook_endpoints/{webhook_endpoint_id}/test")
 def test_webhook_endpoint(
-    webhook_endpoint_id: str, given: EndpointTest, caller: CallerDep, session: SessionDep
+    webhook_endpoint_id: EndpointId, given: EndpointTest, caller: CallerDep, session: SessionDep
 ) -> EndpointTestRead:
     """Send a signed sample now, once, and answer the status that came back."""
     with session.begin():
@@ -123,7 +127,7 @@ def test_webhook_endpoint(
 
 @router.get("/webhook_endpoints/{webhook_endpoint_id}/deliveries")
 def list_webhook_deliveries(
-    webhook_endpoint_id: str,
+    webhook_endpoint_id: EndpointId,
     caller: CallerDep,
     session: SessionDep,
     after: After = None,
@@ -137,7 +141,7 @@ def list_webhook_deliveries(
 
 @router.post("/webhook_endpoints/{webhook_endpoint_id}/deliveries/{delivery_id}/retry")
 def retry_webhook_delivery(
-    webhook_endpoint_id: str, delivery_id: str, caller: CallerDep, session: SessionDep
+    webhook_endpoint_id: EndpointId, delivery_id: DeliveryId, caller: CallerDep, session: SessionDep
 ) -> DeliveryRead:
     """Send a delivery again, with the same `webhook-id`: one that waits or was given up, and one that was taken."""
     with session.begin():

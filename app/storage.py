@@ -9,8 +9,10 @@ import hashlib
 import json
 import os
 import tempfile
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from datetime import timedelta
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, cast
@@ -83,6 +85,15 @@ class Storage:
                 yield incoming
             finally:
                 incoming.path.unlink(missing_ok=True)
+
+    def forget_abandoned(self, age: timedelta) -> None:
+        """Delete what was arriving on this disk when its process was killed: nothing was written to it for so long."""
+        if not self._on_disk:
+            return  # then it is in the system's own temporary folder
+        for path in Path(self._root, "tmp").iterdir():
+            with suppress(FileNotFoundError):
+                if time.time() - path.stat().st_mtime > age.total_seconds():
+                    path.unlink()
 
     def commit(self, incoming: Incoming) -> Blob:
         """Make what has come a blob; the same bytes are kept once."""

@@ -1,6 +1,7 @@
 """Rows that are valid by default, changed by keyword."""
 
 import io
+from datetime import timedelta
 from typing import Any
 
 from sqlalchemy.orm import Session
@@ -9,7 +10,7 @@ from app.auth import Project
 from app.db import new_id
 from app.files import service as files
 from app.files.models import File
-from app.jobs import lifecycle
+from app.jobs import lifecycle, retention
 from app.jobs.models import Job
 from app.jobs.prepared import BaseIdentity, Prepared, PreparedFile
 from app.jobs.spec import JobSpec
@@ -102,6 +103,16 @@ def make_manifest(session: Session, claim: Claim, name: str = "ft:tiny:default::
         ),
         files=[PublishedFile(name="adapter_model.safetensors", bytes=1, sha256="5" * 64)],
     )
+
+
+def sweep_blobs(session: Session, *, age: timedelta) -> None:
+    """A round of the sweeper's, as far as it concerns files and models."""
+    with session.begin():
+        retention.hide_expired(session)
+    more = True
+    while more:
+        with session.begin():
+            more = retention.delete_unused_blobs(session, get_storage(), age=age)
 
 
 def upload_body(content: bytes) -> dict[str, Any]:

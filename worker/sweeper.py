@@ -29,6 +29,10 @@ WORKERS_KEPT = timedelta(days=7)
 FILES_KEPT = timedelta(minutes=10)
 """How long the bytes of a deleted file stay: a download that has begun may end."""
 DELIVERIES_KEPT = timedelta(days=30)
+ABANDONED_AFTER = timedelta(hours=6)
+"""How long nothing is written to what is arriving before its process is thought dead."""
+BATCHES = 100
+"""Of deletions in a round: leases are to be looked at in between."""
 
 
 def sweep(session: Session, *, take_back: bool) -> list[str]:
@@ -91,7 +95,13 @@ def _sweep_once(*, take_back: bool) -> None:
         for queue_name in unheard:
             queue.ring(queue_name)
         with new_session() as session, session.begin():
-            retention.delete_unused_blobs(session, get_storage(), age=FILES_KEPT)
+            retention.hide_expired(session)
+        storage = get_storage()
+        storage.forget_abandoned(ABANDONED_AFTER)
+        for _ in range(BATCHES):
+            with new_session() as session, session.begin():
+                if not retention.delete_unused_blobs(session, storage, age=FILES_KEPT):
+                    break
     except (SQLAlchemyError, OSError) as error:
         log.warning("this round was not swept: %s", error)
 

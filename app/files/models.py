@@ -1,6 +1,6 @@
 """Uploaded files."""
 
-from sqlalchemy import BigInteger, CheckConstraint, ForeignKey, Index
+from sqlalchemy import BigInteger, CheckConstraint, ForeignKey, Index, text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from app.db import Base, CreatedAt, Seq, Time
@@ -15,6 +15,8 @@ class File(Base):
         CheckConstraint("(status_details IS NOT NULL) = (status = 'error')", "details_when_error"),
         Index("ix_files_project", "project_id", "seq"),
         Index("ix_files_sha256", "sha256"),
+        Index("ix_files_deleted", "deleted_at", postgresql_where=text("deleted_at IS NOT NULL")),
+        Index("ix_files_expires", "expires_at", postgresql_where=text("deleted_at IS NULL")),
     )
 
     id: Mapped[str] = mapped_column(primary_key=True)

@@ -14,6 +14,7 @@ from app.files.models import File
 from app.pages import Page, page_of
 from app.settings import get_settings
 from app.storage import Blob, Incoming, Storage
+from app.uploads.models import Upload
 
 FINE_TUNE = "fine-tune"
 RESULTS = "fine-tune-results"
@@ -32,18 +33,22 @@ def receive(
     filename: str,
     purpose: str,
     expires_after: int | None = None,
+    reserved: int = 0,
 ) -> File:
     """Enter an upload that has arrived whole; a fine-tune file is read through and judged by its rows.
 
     A file with unusable rows is kept with status `error`, so that its owner sees which line is wrong. `expires_after`:
-    seconds. Raises `InvalidRequest`, or `TooLarge` for a file that there is no room for.
+    seconds; `reserved`: bytes that were announced for it. Raises `InvalidRequest`, or `TooLarge` for a file that there
+    is no room for.
     """
     require_purpose(purpose)
     if incoming.bytes == 0:
         raise InvalidRequest("The file is empty.", param="file")
-    require_room(session, project, incoming.bytes, param="file")
+    _require_size(incoming.bytes, param="file")
     incoming.sync()
+    # Before the first statement: a large file takes longer to read than a transaction may rest.
     rows, problem = _judge(incoming) if purpose == FINE_TUNE else (None, None)
+    require_room(session, project, incoming.bytes, param="file", reserved=reserved)
     # Storing the bytes is a copy over the network where storage is a bucket, with this transaction open.
     session.execute(text("SET LOCAL idle_in_transaction_session_timeout = 0"))
     keep_blobs(session)
@@ -60,19 +65,30 @@ def require_purpose(purpose: str) -> None:
         raise InvalidRequest(f"'{purpose}' is not a purpose. Send one of: {', '.join(PURPOSES)}.", param="purpose")
 
 
-def require_room(session: Session, project: Project, size: int, *, param: str) -> None:
-    """Raises `TooLarge` for a file beyond what a file, or all of a project's, may have."""
-    settings = get_settings()
-    if size > settings.max_file_bytes:
-        raise TooLarge(f"The file has {size} bytes; {settings.max_file_bytes} are allowed.", param=param)
-    used = session.scalar(_shown(project).with_only_columns(func.coalesce(func.sum(File.bytes), 0)).order_by(None))
-    if (used or 0) + size > settings.max_project_bytes:
+def require_room(session: Session, project: Project, size: int, *, param: str, reserved: int = 0) -> None:
+    """Raises `TooLarge` for a file beyond what a file, or all of a project's, may have; what is announced counts."""
+    _require_size(size, param=param)
+    allowed = get_settings().max_project_bytes
+    stored = session.scalar(_shown(project).with_only_columns(func.sum(File.bytes)).order_by(None)) or 0
+    announced = session.scalar(
+        select(func.sum(Upload.bytes)).where(
+            Upload.project_id == project.id, Upload.status == "pending", Upload.expires_at > func.now()
+        )
+    )
+    used = int(stored) + int(announced or 0) - reserved
+    if used + size > allowed:
         raise TooLarge(
-            f"The project's files have {used} bytes, and may have {settings.max_project_bytes} with this one. Delete"
-            " some that no job needs.",
+            f"The project's files and uploads have {used} bytes, and may have {allowed} with this one. Delete files"
+            " that no job needs, or cancel uploads.",
             param=param,
             code="project_full",
         )
+
+
+def _require_size(size: int, *, param: str) -> None:
+    allowed = get_settings().max_file_bytes
+    if size > allowed:
+        raise TooLarge(f"The file has {size} bytes; {allowed} are allowed.", param=param)
 
 
 def enter_results(session: Session, project_id: str, blob: Blob) -> File:
@@ -128,11 +144,6 @@ def expire(session: Session) -> None:
     """Delete what was to go by itself by now."""
     due = (File.expires_at < func.now(), File.deleted_at.is_(None))
     session.execute(update(File).where(*due).values(deleted_at=File.expires_at))
-
-
-def deleted_before(session: Session, age: timedelta) -> list[File]:
-    """Files that have been hidden for so long."""
-    return list(session.scalars(select(File).where(File.deleted_at < func.now() - age).limit(100)))
 
 
 def display_name(filename: str) -> str:

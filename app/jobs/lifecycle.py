@@ -3,6 +3,7 @@
 No one else writes a job's status. Work is locked before its job, always, so that no two moves wait for each other.
 """
 
+import logging
 from datetime import timedelta
 from typing import Any
 
@@ -26,6 +27,8 @@ from app.work.lifecycle import Claim, Who
 from app.work.models import Work
 from app.work.status import Desired, WorkKind
 
+log = logging.getLogger(__name__)
+
 
 def submit(session: Session, job: Job) -> None:
     """A new job: validating_files, with its preparation queued."""
@@ -41,10 +44,24 @@ def submit(session: Session, job: Job) -> None:
 
 
 def claim(session: Session, queue: str, *, who: Who, lease: timedelta) -> Claim | None:
-    """Take the first work of a queue; a job whose training is taken is running."""
+    """Take the first work of a queue; a job whose training is taken is running.
+
+    Work that waits although its job has ended or was paused, which no move leaves behind, follows its job: it would
+    stand before all others for ever.
+    """
     claimed = work.claim(session, queue, who=who, lease=lease)
     if claimed is not None and claimed.kind is WorkKind.TRAIN:
-        job = _move(session, claimed.subject, JobStatus.RUNNING, started_at=func.coalesce(Job.started_at, func.now()))
+        try:
+            started_at = func.coalesce(Job.started_at, func.now())
+            job = _move(session, claimed.subject, JobStatus.RUNNING, started_at=started_at)
+        except IllegalMove as error:
+            log.error("work %d waited without reason: %s", claimed.work_id, error)  # noqa: TRY400  no trace is needed
+            if session.get_one(Job, claimed.subject).status == JobStatus.PAUSED:
+                work.requeue(session, claimed, outcome="paused")
+                work.pause(session, claimed.subject, WorkKind.TRAIN)
+            else:
+                work.stop(session, claimed)
+            return claim(session, queue, who=who, lease=lease)
         again = f" (attempt {claimed.attempt})" if claimed.attempt > 1 else ""
         events.tell(session, job.id, f"Fine-tuning job started on {who.host}{again}")
     return claimed

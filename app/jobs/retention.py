@@ -2,69 +2,92 @@
 
 from datetime import timedelta
 
-from sqlalchemy import or_, select, text
+from sqlalchemy import func, or_, select, text, union_all
 from sqlalchemy.orm import Session
 
 from app.files import service as files
 from app.files.models import File
 from app.jobs.models import Job
-from app.registry import service as registry
 from app.registry.models import RegisteredModel
 from app.storage import Storage
 from app.uploads import service as uploads
 from app.uploads.models import UploadPart
 
+BATCH = 50
+"""Files or parts at a time: whoever stores bytes waits meanwhile."""
+MODELS = 5
+"""The same for models, which have several files each."""
 
-def delete_unused_blobs(session: Session, storage: Storage, *, age: timedelta) -> int:
-    """Delete the bytes of files and models deleted so long ago that no unfinished job was given and nothing else has.
+
+def hide_expired(session: Session) -> None:
+    """Delete what was to go by itself by now, as its owner would."""
+    files.expire(session)
+    uploads.expire(session)
+
+
+def delete_unused_blobs(session: Session, storage: Storage, *, age: timedelta) -> bool:
+    """Delete some bytes of what was deleted so long ago, unless an unfinished job was given it or something else has
+    the same. Returns whether there may be more.
 
     Nothing while somebody holds the lock of `files.keep_blobs`: who finds the same bytes stored shall find them later.
     """
     if not session.scalar(text("SELECT pg_try_advisory_xact_lock(:lock)"), {"lock": files.BLOBS_LOCK}):
-        return 0
-    files.expire(session)
-    uploads.expire(session)
-    unused = uploads.forget_parts(session)
-    for file in files.deleted_before(session, age):
-        if not _in_training(session, file):
-            session.delete(file)
-            unused.add(file.sha256)
-    for model in registry.deleted_before(session, age):
-        if not _is_started_from(session, model):
-            session.delete(model)
-            storage.delete_manifest(model.manifest_key)
-            unused.update(published["sha256"] for published in model.files)
-    session.flush()
-    unshared = [sha256 for sha256 in unused if not _shared(session, sha256)]
-    for sha256 in unshared:
+        return False
+    # The lock is this transaction's: while bytes are being deleted, on a bucket's slow days too, it must not end.
+    session.execute(text("SET LOCAL idle_in_transaction_session_timeout = 0"))
+    unused = (
+        uploads.forget_parts(session, BATCH) or _forget_files(session, age) or _forget_models(session, storage, age)
+    )
+    if not unused:
+        return False
+    for sha256 in unused - _shared(session, unused):
         storage.delete(sha256)
-    return len(unshared)
+    return True
 
 
-def _in_training(session: Session, file: File) -> bool:
-    given = or_(
-        Job.spec["training_file"].astext == file.id,
-        Job.spec["validation_file"].astext == file.id,
+def _forget_files(session: Session, age: timedelta) -> set[str]:
+    """Strike off files that no unfinished job was given; returns their blobs."""
+    given = union_all(
+        *(
+            select(Job.spec[name].astext).where(Job.finished_at.is_(None), Job.spec[name].astext.is_not(None))
+            for name in ("training_file", "validation_file")
+        )
     )
-    return session.scalar(select(Job.id).where(given, Job.finished_at.is_(None)).limit(1)) is not None
+    hidden = select(File).where(File.deleted_at < func.now() - age, File.id.not_in(given))
+    found = session.scalars(hidden.order_by(File.deleted_at).limit(BATCH)).all()
+    for file in found:
+        session.delete(file)
+    session.flush()
+    return {file.sha256 for file in found}
 
 
-def _is_started_from(session: Session, model: RegisteredModel) -> bool:
-    given = Job.spec["model"].astext == model.id
-    return session.scalar(select(Job.id).where(given, Job.finished_at.is_(None)).limit(1)) is not None
+def _forget_models(session: Session, storage: Storage, age: timedelta) -> set[str]:
+    """Strike off models that no unfinished job starts from; returns their blobs."""
+    given = select(Job.spec["model"].astext).where(Job.finished_at.is_(None))
+    hidden = select(RegisteredModel).where(
+        RegisteredModel.deleted_at < func.now() - age, RegisteredModel.id.not_in(given)
+    )
+    found = session.scalars(hidden.order_by(RegisteredModel.deleted_at).limit(MODELS)).all()
+    for model in found:
+        session.delete(model)
+        storage.delete_manifest(model.manifest_key)
+    session.flush()
+    return {published["sha256"] for model in found for published in model.files}
 
 
-def _shared(session: Session, sha256: str) -> bool:
-    """Whether the same bytes are another file's or its part, a prepared file's, or another model's."""
-    users = (
-        select(File.id).where(File.sha256 == sha256),
-        select(UploadPart.id).where(UploadPart.sha256 == sha256),
-        select(RegisteredModel.id).where(RegisteredModel.files.contains([{"sha256": sha256}])),
-        select(Job.id).where(
-            or_(
-                Job.prepared["train"]["sha256"].astext == sha256,
-                Job.prepared["validation"]["sha256"].astext == sha256,
-            )
+def _shared(session: Session, unused: set[str]) -> set[str]:
+    """Those that are another file's or its part, another model's, or a prepared file's that is still to be read."""
+    models = select(RegisteredModel.files).where(
+        or_(*(RegisteredModel.files.contains([{"sha256": sha256}]) for sha256 in unused))
+    )
+    prepared = (Job.prepared["train"]["sha256"].astext, Job.prepared["validation"]["sha256"].astext)
+    return {
+        *session.scalars(select(File.sha256).where(File.sha256.in_(unused))),
+        *session.scalars(select(UploadPart.sha256).where(UploadPart.sha256.in_(unused))),
+        *(published["sha256"] for published_files in session.scalars(models) for published in published_files),
+        *(
+            sha256
+            for row in session.execute(select(*prepared).where(Job.finished_at.is_(None), Job.prepared.is_not(None)))
+            for sha256 in row
         ),
-    )
-    return any(session.scalar(user.limit(1)) is not None for user in users)
+    }

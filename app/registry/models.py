@@ -2,7 +2,7 @@
 
 from typing import Any, Literal
 
-from sqlalchemy import BigInteger, CheckConstraint, ForeignKey, Index, String, UniqueConstraint
+from sqlalchemy import BigInteger, CheckConstraint, ForeignKey, Index, String, UniqueConstraint, text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from app.db import Base, CreatedAt, Seq, Time
@@ -18,6 +18,7 @@ class RegisteredModel(Base):
         UniqueConstraint("job_id", "step", postgresql_nulls_not_distinct=True),
         Index("ix_registered_models_project", "project_id", "seq"),
         Index("ix_registered_models_files", "files", postgresql_using="gin"),
+        Index("ix_registered_models_deleted", "deleted_at", postgresql_where=text("deleted_at IS NOT NULL")),
     )
 
     id: Mapped[str] = mapped_column(primary_key=True)

@@ -1,7 +1,6 @@
 """Enter a result or a checkpoint, find it, read its files, delete it."""
 
 import re
-from datetime import timedelta
 
 from sqlalchemy import Select, func, or_, select, update
 from sqlalchemy.orm import Session
@@ -121,13 +120,6 @@ def used(session: Session, model_id: str) -> RegisteredModel:
     Whether the project may use it was asked when the job was submitted.
     """
     return session.get_one(RegisteredModel, model_id)
-
-
-def deleted_before(session: Session, age: timedelta) -> list[RegisteredModel]:
-    """Models that have been hidden for so long."""
-    return list(
-        session.scalars(select(RegisteredModel).where(RegisteredModel.deleted_at < func.now() - age).limit(100))
-    )
 
 
 def _shown(project: Project) -> Select[RegisteredModel]:

@@ -31,6 +31,8 @@ def create(
 ) -> Upload:
     """Announce a file. Raises `InvalidRequest`, or `TooLarge` for one that there is no room for."""
     files.require_purpose(purpose)
+    # One after the other, or several at once would each find the same room.
+    session.execute(text("SELECT pg_advisory_xact_lock(hashtextextended(:room, 0))"), {"room": f"room {project.id}"})
     files.require_room(session, project, size, param="bytes")
     upload = Upload(
         id=new_id("upload_"),
@@ -118,6 +120,7 @@ def complete(
             filename=upload.filename,
             purpose=upload.purpose,
             expires_after=upload.expires_after,
+            reserved=upload.bytes,
         )
     upload.status, upload.file_id = "completed", file.id
     session.flush()
@@ -135,15 +138,16 @@ def cancel(session: Session, project: Project, upload_id: str) -> Upload:
 
 
 def expire(session: Session) -> None:
-    """Give up uploads that have waited too long."""
-    waiting = (Upload.status == "pending", Upload.expires_at < func.now())
-    session.execute(update(Upload).where(*waiting).values(status="expired"))
+    """Give up uploads that have waited too long, but for those that are being put together at this moment."""
+    waiting = select(Upload.id).where(Upload.status == "pending", Upload.expires_at < func.now())
+    due = waiting.with_for_update(skip_locked=True)
+    session.execute(update(Upload).where(Upload.id.in_(due)).values(status="expired"))
 
 
-def forget_parts(session: Session) -> set[str]:
-    """Strike off the parts that nobody will put together any more; returns the blobs they were."""
-    over = select(Upload.id).where(Upload.status != "pending")
-    gone = delete(UploadPart).where(UploadPart.upload_id.in_(over)).returning(UploadPart.sha256)
+def forget_parts(session: Session, count: int) -> set[str]:
+    """Strike off some of the parts that nobody will put together any more; returns the blobs they were."""
+    over = select(UploadPart.id).join(Upload, Upload.id == UploadPart.upload_id).where(Upload.status != "pending")
+    gone = delete(UploadPart).where(UploadPart.id.in_(over.limit(count))).returning(UploadPart.sha256)
     return set(session.scalars(gone))
 
 

@@ -46,6 +46,7 @@ class WebhookDelivery(Base):
         CheckConstraint("(next_attempt_at IS NOT NULL) = (status = 'pending')", "next_attempt_when_pending"),
         CheckConstraint("(delivered_at IS NOT NULL) = (status = 'delivered')", "delivered_when_delivered"),
         Index("ix_webhook_deliveries_endpoint", "endpoint_id", "seq"),
+        Index("ix_webhook_deliveries_over", "created_at", postgresql_where=text("status <> 'pending'")),
         Index("ix_webhook_deliveries_due", "next_attempt_at", postgresql_where=text("status = 'pending'")),
     )
 

@@ -156,9 +156,14 @@ def channel(work_id: int) -> str:
 
 
 def _lock(session: Session, subject: str) -> None:
-    """All unfinished work of a subject, in order: a claim and a wish for the same row cannot miss each other."""
+    """All unfinished work of a subject, in order: a claim and a wish for the same row cannot miss each other.
+
+    Asked until it is nothing new: while a row is waited for, its holder may end it and queue the next.
+    """
     unfinished = select(Work.id).where(Work.subject == subject, Work.finished_at.is_(None))
-    session.scalars(unfinished.order_by(Work.id).with_for_update()).all()
+    locked: set[int] = set()
+    while not locked.issuperset(found := session.scalars(unfinished.order_by(Work.id).with_for_update()).all()):
+        locked.update(found)
 
 
 def _wish(session: Session, subject: str, desired: Desired, *, kind: WorkKind | None = None) -> bool:

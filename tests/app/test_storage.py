@@ -1,6 +1,8 @@
 """Blobs and manifests, in a folder and in a bucket (moto's server speaks S3 here)."""
 
+import os
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -107,3 +109,13 @@ def test_a_job_runs_with_its_storage_in_a_bucket(bucket: dict[str, str], tmp_pat
         content = client.get(f"/registry/models/{entry['id']}/files/{adapter['name']}", cast_to=httpx.Response).content
         assert len(content) == adapter["bytes"]
     assert not (home / "storage").exists()
+
+
+def test_what_a_killed_process_was_receiving_is_deleted_once_nothing_comes(tmp_path: Path) -> None:
+    storage = Storage(f"file://{tmp_path}/storage")
+    with storage.incoming() as arriving:
+        left = arriving.path.with_name("left")
+        left.write_bytes(b"half")
+        os.utime(left, (0, 0))
+        storage.forget_abandoned(timedelta(hours=1))
+        assert list(arriving.path.parent.iterdir()) == [arriving.path]

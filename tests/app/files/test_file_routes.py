@@ -15,10 +15,9 @@ from starlette.testclient import TestClient
 from app.errors import TooSlow
 from app.files import body
 from app.files.models import File
-from app.jobs import retention
 from app.storage import blob_key, get_storage
 from tests.conftest import SetSettings
-from tests.factories import upload_body
+from tests.factories import sweep_blobs, upload_body
 
 ROWS = b'{"prompt": "a", "completion": "b"}\n'
 
@@ -53,8 +52,7 @@ def test_a_file_goes_when_it_said(client: TestClient, session: Session) -> None:
     assert client.get("/v1/files").json()["data"] == []
     job = {"model": "tiny", "training_file": file["id"]}
     assert error_of(client.post("/v1/fine_tuning/jobs", json=job))["param"] == "training_file"
-    with session.begin():
-        retention.delete_unused_blobs(session, get_storage(), age=timedelta(minutes=1))
+    sweep_blobs(session, age=timedelta(minutes=1))
     assert not Path(get_storage()._root, blob_key(file["sha256"])).exists()
 
 

@@ -160,6 +160,27 @@ def test_a_cancel_against_a_claim_has_one_outcome(session: Session, project: Pro
         assert set(session.scalars(select(Work.status).where(Work.kind == "train"))) == {"cancelled"}
 
 
+@pytest.mark.parametrize("status", ["cancelled", "paused"])
+def test_work_that_lost_its_job_keeps_no_other_from_being_claimed(
+    session: Session, project: Project, status: str
+) -> None:
+    """No move leaves such a row; if one were there all the same, its queue would stand still for ever."""
+    with session.begin():
+        job, other = make_queued_job(session, project), make_queued_job(session, project)
+        (lifecycle.cancel if status == "cancelled" else lifecycle.pause)(session, job)
+        session.execute(
+            update(Work).where(Work.subject == job.id).values(status="queued", finished_at=None, lease_until=None)
+        )
+    with session.begin():
+        assert take(session).subject == other.id
+    with session.begin():
+        left = select(Work.status).where(Work.subject == job.id, Work.kind == "train")
+        assert session.scalars(left).all() == [status]
+        if status == "paused":
+            lifecycle.resume(session, job)
+            assert take(session).subject == job.id
+
+
 def test_cancel_is_idempotent_and_too_late_for_a_success(session: Session, project: Project) -> None:
     with session.begin():
         job = make_queued_job(session, project)

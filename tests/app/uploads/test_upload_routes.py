@@ -5,15 +5,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import text, update
+from sqlalchemy import select, text, update
 from sqlalchemy.orm import Session
 from starlette.testclient import TestClient
 
-from app.auth import create_key
+from app.auth import Project, create_key
+from app.db import new_session
 from app.jobs import retention
 from app.storage import blob_key, get_storage
 from app.uploads import service
 from app.uploads.models import Upload
+from tests.conftest import SetSettings
+from tests.factories import sweep_blobs
 
 ROWS = b"".join(b'{"prompt": "%d", "completion": "b"}\n' % number for number in range(20))
 
@@ -78,14 +81,12 @@ def test_an_upload_expires_with_its_parts(client: TestClient, session: Session) 
     content = b"of no other file"
     send(client, upload, content)
     blob = Path(get_storage()._root, blob_key(hashlib.sha256(content).hexdigest()))
-    with session.begin():
-        retention.delete_unused_blobs(session, get_storage(), age=service.LIFETIME)
+    sweep_blobs(session, age=service.LIFETIME)
     assert blob.exists()
     with session.begin():
         session.execute(update(Upload).values(expires_at=text("now() - interval '1 minute'")))
     assert "is expired" in error_of(send(client, upload, b"x"))["message"]
-    with session.begin():
-        retention.delete_unused_blobs(session, get_storage(), age=service.LIFETIME)
+    sweep_blobs(session, age=service.LIFETIME)
     assert not blob.exists()
 
 
@@ -94,9 +95,37 @@ def test_a_completed_uploads_bytes_stay_with_its_file(client: TestClient, sessio
     upload = announce(client).json()["id"]
     part = send(client, upload, ROWS).json()["id"]
     file = client.post(f"/v1/uploads/{upload}/complete", json={"part_ids": [part]}).json()["file"]["id"]
-    with session.begin():
-        retention.delete_unused_blobs(session, get_storage(), age=service.LIFETIME)
+    sweep_blobs(session, age=service.LIFETIME)
     assert client.get(f"/v1/files/{file}/content").content == ROWS
+
+
+def test_what_is_announced_takes_room_once(client: TestClient, set_settings: SetSettings) -> None:
+    set_settings(max_project_bytes=2 * len(ROWS))
+    first, second = announce(client).json()["id"], announce(client).json()["id"]
+    assert error_of(announce(client, 1), 413)["code"] == "project_full"
+    part = send(client, first, ROWS).json()["id"]
+    assert client.post(f"/v1/uploads/{first}/complete", json={"part_ids": [part]}).status_code == 200
+    assert error_of(announce(client, 1), 413)["code"] == "project_full"
+    client.post(f"/v1/uploads/{second}/cancel")
+    assert announce(client).status_code == 200
+
+
+def test_an_upload_that_is_being_put_together_is_not_waited_for_by_who_sweeps(
+    client: TestClient, session: Session, project: Project
+) -> None:
+    """Who sweeps has a lock that completing needs: if it waited here, neither would end."""
+    upload = announce(client).json()["id"]
+    with session.begin():
+        session.execute(update(Upload).values(expires_at=text("now() - interval '1 minute'")))
+    with new_session() as completing, completing.begin():
+        service.get(completing, project, upload, lock=True)
+        with session.begin():
+            session.execute(text("SET LOCAL lock_timeout = '2s'"))
+            retention.hide_expired(session)
+            assert session.scalar(select(Upload.status)) == "pending"
+    with session.begin():
+        retention.hide_expired(session)
+        assert session.scalar(select(Upload.status)) == "expired"
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,8 @@ class ModelRead(BaseModel):
     object: Literal["model"] = "model"
     created: int
     owned_by: str
+    shutdown_date: str | None = None
+    """When OpenAI withdraws a model; nothing is withdrawn here by itself."""
 
 
 class ModelDeleted(BaseModel):

@@ -252,7 +252,7 @@ def test_bases_and_results_are_models(client: TestClient, result: Result, projec
     assert list(shown)[-1] == result.id  # bases first
     assert (shown["tiny"]["owned_by"], shown[result.id]["owned_by"]) == ("local", project.id)
     for model in shown.values():
-        assert set(model) == {"id", "object", "created", "owned_by"}
+        assert set(model) == {"id", "object", "created", "owned_by", "shutdown_date"}
         assert model["object"] == "model"
         assert client.get(f"/v1/models/{model['id']}").json() == model
 
@@ -269,7 +269,8 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def test_hub_models_that_are_named_in_full_are_listed(servers: None, hub: None, client: TestClient) -> None:
     assert {"org/one", "org/two"} == {model for model in _ids(client.get("/v1/models")) if "/" in model}
     for path in ("/v1/models/org/one", "/v1/models/org%2Fone"):
-        assert client.get(path).json() == {"id": "org/one", "object": "model", "created": 0, "owned_by": "org"}
+        shown = {"id": "org/one", "object": "model", "created": 0, "owned_by": "org", "shutdown_date": None}
+        assert client.get(path).json() == shown
     assert error_of(client.get("/v1/models/org/many-1"))["param"] == "model"
 
 

@@ -106,8 +106,7 @@ class Reporter:
                 batch.measured.append(_step(message))
                 self._progress = {**self._progress, **_progress(message)}
             case messages.Eval(step=step, loss=loss, mean_token_accuracy=accuracy):
-                data = {"step": step, "valid_loss": loss, "valid_mean_token_accuracy": accuracy}
-                batch.measured.append((f"Step {step}: validation loss={loss:.4f}", data))
+                batch.measured.append(_evaluation(step, self._progress.get("total_steps"), loss, accuracy))
             case messages.Notice(level=level, message=text):
                 batch.told.append((level, text))
             case messages.Checkpoint() | messages.Done() | messages.Stopped() | messages.Failed():
@@ -130,6 +129,19 @@ def _step(metrics: messages.Metrics) -> tuple[str, dict[str, Any]]:
         "memory_bytes": metrics.memory_bytes,
     }
     return f"Step {metrics.step}/{metrics.total_steps}: training loss={metrics.loss:.4f}", data
+
+
+def _evaluation(step: int, total_steps: int | None, loss: float, accuracy: float | None) -> tuple[str, dict[str, Any]]:
+    """An event in the same names. The whole validation file is read each time, which is what `full` means there."""
+    data = {
+        "step": step,
+        "total_steps": total_steps,
+        "valid_loss": loss,
+        "valid_mean_token_accuracy": accuracy,
+        "full_valid_loss": loss,
+        "full_valid_mean_token_accuracy": accuracy,
+    }
+    return f"Step {step}: validation loss={loss:.4f}", data
 
 
 def _progress(metrics: messages.Metrics) -> dict[str, Any]:

@@ -33,15 +33,6 @@ def error_of(response: Any, status: int = 400) -> dict[str, Any]:
     return error
 
 
-@pytest.mark.parametrize("purpose", ["assistants", "batch", "fine-tune", "vision", "user_data", "evals"])
-def test_a_file_has_every_field_that_clients_expect(client: TestClient, purpose: str) -> None:
-    file = upload(client, purpose=purpose).json()
-    assert {"id", "object", "bytes", "created_at", "filename", "purpose", "status"} <= set(file)
-    assert (file["object"], file["status"], file["purpose"]) == ("file", "processed", purpose)
-    assert file["expires_at"] is None
-    assert file["status_details"] is None
-
-
 def test_a_file_goes_when_it_said(client: TestClient, session: Session) -> None:
     fields = {"expires_after[anchor]": "created_at", "expires_after[seconds]": "3600"}
     file = upload(client, b'{"prompt": "once", "completion": "b"}\n', **fields).json()

@@ -148,6 +148,7 @@ def test_a_job_goes_on_from_a_checkpoint_on_its_own_base(
     job = _continue(service, rows, start, tuning={"type": tuning})
     assert job.status == "succeeded", job.error
     entry = _registry(service, job.fine_tuned_model)
+    assert job.fine_tuned_model.startswith("ft:tiny:default::")
     assert entry["parent"] == start
     assert entry["base"] == _registry(service, start)["base"]
     before = load_file(_downloaded(service, start, tmp_path / "before") / "adapter_model.safetensors")

@@ -18,7 +18,7 @@ from app.files.models import File
 from app.jobs import lifecycle
 from app.jobs.models import Job
 from app.jobs.prepared import Prepared
-from app.registry import card
+from app.registry import card, names
 from app.registry import service as registry
 from app.registry.manifest import Manifest, PublishedFile, TrainingFile, TrainingReport, as_document, is_whole
 from app.settings import get_settings
@@ -53,9 +53,9 @@ def publish(folder: Path, storage: Storage, origin: Origin, *, step: int | None 
     report = TrainingReport.model_validate(json.loads((folder / "metrics.json").read_text()))
     stored = [_published(path, folder, storage) for path in sorted(folder.rglob("*")) if path.is_file()]
     job, spec = origin.job, origin.job.current_spec
-    name = registry.name_of_result(spec.model, origin.project_name, spec.suffix, job_id=job.id)
+    name = names.of_result(spec.model, origin.project_name, spec.suffix, job_id=job.id)
     manifest = Manifest(
-        id=name if step is None else registry.name_of_checkpoint(name, step),
+        id=name if step is None else names.of_checkpoint(name, step),
         project_id=job.project_id,
         job_id=job.id,
         attempt=origin.claim.attempt,

@@ -18,12 +18,13 @@ from app.errors import IllegalMove
 from app.failpoints import failpoint
 from app.files import service as files
 from app.files.models import File
-from app.jobs import lifecycle, metrics, parents
+from app.jobs import lifecycle, metrics
 from app.jobs import service as jobs
 from app.jobs.models import Job
 from app.jobs.prepared import Prepared
 from app.planning import recipes
 from app.registry import manifest as manifests
+from app.registry import names
 from app.registry import service as registry
 from app.registry.manifest import Manifest
 from app.registry.models import RegisteredModel
@@ -238,7 +239,7 @@ def _given(claim: Claim) -> tuple[Job, dict[str, File], RegisteredModel | None]:
         given = {"training_file": files.used(session, job.project_id, spec.training_file)}
         if spec.validation_file is not None:
             given["validation_file"] = files.used(session, job.project_id, spec.validation_file)
-        parent = registry.used(session, spec.model) if parents.is_parent(spec.model) else None
+        parent = registry.used(session, spec.model) if names.is_registered(spec.model) else None
         return job, given, parent
 
 

@@ -11,12 +11,10 @@ from sqlalchemy.orm import Session
 from app.auth import Project
 from app.errors import InvalidRequest, ModelNotFound, NotFound
 from app.jobs.spec import JobSpec, LoraTuning
-from app.registry import catalogue
+from app.registry import catalogue, names
 from app.registry import service as registry
 from app.registry.models import RegisteredModel
 
-PREFIX = "ft:"
-"""With which the names of registry models begin, and no base model's does."""
 SHAPE = (
     "r",
     "lora_alpha",
@@ -30,17 +28,12 @@ SHAPE = (
 """What of a tuning is fixed once an adapter has been trained."""
 
 
-def is_parent(model: str) -> bool:
-    """Whether a spec's model is one of the registry."""
-    return model.startswith(PREFIX)
-
-
 def require_model(session: Session, project: Project, spec: JobSpec) -> JobSpec:
     """Refuse a model that no job can start from; returns the spec, with an adapter's shape where it goes on with one.
 
     Raises `ModelNotFound` or `InvalidRequest`.
     """
-    if not is_parent(spec.model):
+    if not names.is_registered(spec.model):
         catalogue.require(spec.model)
         return spec
     try:

@@ -8,7 +8,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from app.errors import InvalidRequest, ModelNotFound
-from app.registry import identity
+from app.registry import identity, names
 from app.settings import get_settings
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?", re.ASCII)
@@ -76,7 +76,8 @@ def _folders() -> list[Path]:
     directory = get_settings().models
     if not directory.is_dir():
         return []
-    return sorted(entry for entry in directory.iterdir() if entry.is_dir() and not entry.name.startswith((".", "ft:")))
+    hidden = (".", names.PREFIX)
+    return sorted(entry for entry in directory.iterdir() if entry.is_dir() and not entry.name.startswith(hidden))
 
 
 def _hub_patterns() -> list[str]:

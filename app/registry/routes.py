@@ -11,7 +11,7 @@ from fastapi.responses import StreamingResponse
 
 from app.errors import InvalidRequest
 from app.http import After, CallerDep, ListRead, SessionDep, content_of, limit_query, list_of
-from app.registry import catalogue, service, tar
+from app.registry import catalogue, names, service, tar
 from app.registry.manifest import PublishedFile
 from app.registry.schemas import ModelDeleted, ModelList, ModelRead, RegisteredModelRead, base_read, result_read
 from app.storage import get_storage
@@ -90,7 +90,7 @@ def download_registered_model(model: ResultId, caller: CallerDep, session: Sessi
     """Stream the whole folder of a result as a tar."""
     with session.begin():
         row = service.get(session, caller, model)
-    folder = service.slug(row.id)  # a base's name may have letters that no header takes
+    folder = names.slug(row.id)  # a base's name may have letters that no header takes
     files = [PublishedFile.model_validate(file) for file in row.files]
     return StreamingResponse(
         tar.stream(get_storage(), folder, files, mtime=int(row.created_at.timestamp())),

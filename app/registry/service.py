@@ -1,7 +1,5 @@
 """Enter a result or a checkpoint, find it, read its files, delete it."""
 
-import re
-
 from sqlalchemy import Select, func, or_, select, update
 from sqlalchemy.orm import Session
 
@@ -10,25 +8,6 @@ from app.errors import InvalidRequest, NotFound
 from app.pages import Page, page_of
 from app.registry.manifest import Manifest, PublishedFile
 from app.registry.models import CheckpointPermission, RegisteredModel
-
-
-def name_of_result(base: str, project_name: str, suffix: str | None, *, job_id: str) -> str:
-    """`ft:<base, last path part>:<project>:<suffix>:<id>`; an absent suffix keeps its colons.
-
-    The id is half of the job's, so that a checkpoint knows the name before there is a result.
-    """
-    last = base.rsplit("/", 1)[-1].split("@", 1)[0]
-    return f"ft:{last}:{slug(project_name)}:{slug(suffix or '')}:{job_id.rsplit('-', 1)[-1][:12]}"
-
-
-def name_of_checkpoint(result: str, step: int) -> str:
-    """A result's name as it was at a step."""
-    return f"{result}:ckpt-step-{step}"
-
-
-def slug(words: str) -> str:
-    """Words as they may stand in a name: `[a-z0-9._-]`."""
-    return re.sub(r"[^a-z0-9._-]+", "-", words.lower()).strip("-")
 
 
 def register(session: Session, manifest: Manifest, *, manifest_sha256: str) -> RegisteredModel:

@@ -181,7 +181,7 @@ def cancel(session: Session, job: Job) -> Job:
             job.desired = Desired.CANCEL
             events.tell(session, job.id, "Cancelling: the trainer ends with its current step")
         return job
-    job = _move(session, job.id, JobStatus.CANCELLED, desired=Desired.CANCEL, finished_at=func.now())
+    job = _move(session, job.id, JobStatus.CANCELLED, finished_at=func.now())
     events.tell(session, job.id, "The job was cancelled")
     return job
 
@@ -248,6 +248,8 @@ def _wish_for(session: Session, holder: Claim) -> Desired:
 
 def _move(session: Session, job_id: str, target: JobStatus, **values: Any) -> Job:
     values.setdefault("paused_by", None)
+    if target in FINAL:  # a wish that came too late is none any more
+        values["desired"] = Desired.CANCEL if target is JobStatus.CANCELLED else Desired.RUN
     job = session.scalar(
         update(Job)
         .where(Job.id == job_id, Job.status.in_(sources(target)))

@@ -300,6 +300,41 @@ def test_a_wished_pause_outlives_the_attempt(session: Session, project: Project,
         assert job.status == JobStatus.PAUSED
 
 
+LATE_WISHES: dict[str, Callable[[Session, Job], Job]] = {"pause": lifecycle.pause, "cancel": lifecycle.cancel}
+
+
+@pytest.mark.parametrize("wish", LATE_WISHES)
+def test_a_wish_that_comes_too_late_is_none_of_a_job_that_succeeded(
+    session: Session, project: Project, wish: str
+) -> None:
+    with session.begin():
+        job = make_queued_job(session, project)
+        claim = take(session)
+        assert LATE_WISHES[wish](session, job).desired == wish
+        result = registry.register(session, make_manifest(session, claim), manifest_sha256="6" * 64)
+        lifecycle.succeed(session, claim, result, trained_tokens=1, result_files=[])
+        session.refresh(job)
+        assert (job.status, job.desired) == (JobStatus.SUCCEEDED, Desired.RUN)
+
+
+@pytest.mark.parametrize("queue", ["prepare", "cpu"])
+def test_a_wished_pause_is_none_of_a_job_that_failed(session: Session, project: Project, queue: str) -> None:
+    with session.begin():
+        job = make_job(session, project) if queue == "prepare" else make_queued_job(session, project)
+        claim = take(session, queue)
+        assert lifecycle.pause(session, job).desired == Desired.PAUSE
+        lifecycle.fail(session, claim, ERROR)
+        session.refresh(job)
+        assert (job.status, job.desired) == (JobStatus.FAILED, Desired.RUN)
+
+
+def test_a_job_that_was_cancelled_says_so_in_its_wish(session: Session, project: Project) -> None:
+    with session.begin():
+        job = lifecycle.pause(session, make_queued_job(session, project))
+        job = lifecycle.cancel(session, job)
+        assert (job.status, job.desired) == (JobStatus.CANCELLED, Desired.CANCEL)
+
+
 def test_a_pause_that_is_taken_back_leaves_the_job_in_the_queue(session: Session, project: Project) -> None:
     with session.begin():
         job = make_queued_job(session, project)

@@ -26,7 +26,7 @@ from app.work import lifecycle as work
 from app.work import service as work_service
 from app.work.lifecycle import Claim
 from app.work.models import Work
-from app.work.status import WorkKind, WorkStatus
+from app.work.status import Desired, WorkKind, WorkStatus
 
 RETRIED_WITHIN = timedelta(minutes=15)
 """How long after a request its repetition is known: the stock client waits 10 minutes for an answer that was lost."""
@@ -210,7 +210,12 @@ def _made_before(session: Session, project: Project, digest: str, repeat: Repeat
         return made
     if not repeat.is_retry:
         return None
-    recent = mine.where(Job.request_sha256 == digest, Job.created_at > func.now() - RETRIED_WITHIN)
+    recent = mine.where(
+        Job.request_sha256 == digest,
+        Job.created_at > func.now() - RETRIED_WITHIN,
+        Job.idempotency_key.is_(None),  # whoever sends a key sends it again
+        Job.desired != Desired.CANCEL,  # who has cancelled a job and sends it once more wants another
+    )
     return session.scalar(recent.order_by(Job.seq.desc()).limit(1))
 
 

@@ -14,7 +14,7 @@ from app.jobs import lifecycle, service
 from app.jobs.models import Job
 from app.jobs.service import RETRIED_WITHIN, Repeat
 from app.jobs.spec import JobSpec
-from tests.factories import make_file, make_queued_job, upload_body
+from tests.factories import make_file, make_queued_job, take, upload_body
 
 ROWS = b'{"prompt": "a", "completion": "b"}\n'
 RETRY = {"x-stainless-retry-count": "1"}
@@ -71,6 +71,27 @@ def test_a_retry_is_not_matched_with_another_projects_job(
     file = client.post("/v1/files", headers=headers, **upload_body(ROWS)).json()["id"]
     create(client, {**body, "training_file": file}, **headers)
     assert client.get("/v1/fine_tuning/jobs", headers=headers).json()["data"][0]["training_file"] == file
+
+
+def test_a_retry_without_a_key_is_not_matched_with_a_job_that_came_with_one(
+    client: TestClient, body: dict[str, Any]
+) -> None:
+    keyed = create(client, body, **{"Idempotency-Key": "k"})
+    assert create(client, body, **RETRY) != keyed
+
+
+@pytest.mark.parametrize("running", [True, False])
+def test_a_retry_is_not_matched_with_a_job_that_was_cancelled_since(
+    client: TestClient, session: Session, body: dict[str, Any], *, running: bool
+) -> None:
+    cancelled = create(client, body)
+    if running:  # then the cancel is only wished when the retry comes
+        with session.begin():
+            take(session, "prepare")
+    assert client.post(f"/v1/fine_tuning/jobs/{cancelled}/cancel").json()["desired"] == "cancel"
+    again = create(client, body, **RETRY)
+    assert again != cancelled
+    assert create(client, body, **RETRY) == again
 
 
 def test_an_idempotency_key_makes_one_job(client: TestClient, body: dict[str, Any]) -> None:

@@ -157,15 +157,28 @@ def test_a_job_goes_on_from_a_checkpoint_on_its_own_base(
     assert max(float((before[name] - after[name]).abs().max()) for name in before) < 1e-9
 
 
-def test_a_full_model_is_the_base_of_a_job(service: Service, rows: str) -> None:
+def test_a_full_model_is_the_base_of_a_job_and_of_one_that_goes_on_with_its_adapter(
+    service: Service, rows: str, tmp_path: Path
+) -> None:
     parent = _continue(service, rows, "tiny", tuning={"type": "full"})
     assert parent.status == "succeeded", parent.error
-    job = _continue(service, rows, parent.fine_tuned_model)
-    assert job.status == "succeeded", job.error
-    entry = _registry(service, job.fine_tuned_model)
-    assert (entry["kind"], entry["base"]["id"]) == ("adapter", parent.fine_tuned_model)
     checkpoint = service.client().fine_tuning.jobs.checkpoints.list(parent.id).data[0]
     assert _registry(service, checkpoint.fine_tuned_model_checkpoint)["kind"] == "full"
+    job = _continue(service, rows, parent.fine_tuned_model)
+    assert job.status == "succeeded", job.error
+    adapter = _registry(service, job.fine_tuned_model)
+    assert (adapter["kind"], adapter["base"]["id"]) == ("adapter", parent.fine_tuned_model)
+
+    service.client().models.delete(parent.fine_tuned_model)
+    start = service.client().fine_tuning.jobs.checkpoints.list(job.id).data[0].fine_tuned_model_checkpoint
+    further = _continue(service, rows, start)
+    assert further.status == "succeeded", further.error
+    assert further.fine_tuned_model.startswith("ft:tiny:default::")
+    entry = _registry(service, further.fine_tuned_model)
+    assert (entry["parent"], entry["base"]) == (start, adapter["base"])
+    before = load_file(_downloaded(service, start, tmp_path / "before") / "adapter_model.safetensors")
+    after = load_file(_downloaded(service, entry["id"], tmp_path / "after") / "adapter_model.safetensors")
+    assert max(float((before[name] - after[name]).abs().max()) for name in before) < 1e-9
 
 
 def test_an_adapter_does_not_go_on_training_on_a_changed_base(service: Service, rows: str) -> None:

@@ -4,6 +4,7 @@ import logging
 import random
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import assert_never
@@ -104,11 +105,11 @@ class Slot:
 
     def _prepare(self, claim: Claim, folder: Path, lease: Lease, reporter: Reporter) -> Outcome:
         storage = get_storage()
-        job, given, parent = _given(claim)
-        queue.ring(job.queue)  # whoever will train it may make ready
-        if parent is not None:
-            workspace.fill_parent(folder, parent, storage)
-        workspace.fill_for_preparing(folder, job, given, storage)
+        given = _given(claim)
+        queue.ring(given.job.queue)  # whoever will train it may make ready
+        if given.parent is not None:
+            workspace.fill_parent(folder, given.parent, given.base, storage)
+        workspace.fill_for_preparing(folder, given.job, given.files, storage)
         ending = self._attend(claim, folder, lease, reporter.hear)
         if not isinstance(ending, Finished):
             return ending
@@ -123,12 +124,12 @@ class Slot:
         if (whole := manifests.newest_whole(storage, claim.subject)) is not None:
             # An attempt before this one got as far as the commit point: nothing is trained twice.
             return Published(whole, storage.write_manifest(whole.key, manifests.as_document(whole)))
-        job, given, parent = _given(claim)
-        prepared = Prepared.model_validate(job.prepared)
-        if parent is not None:
-            workspace.fill_parent(folder, parent, storage)
+        given = _given(claim)
+        job, prepared = given.job, Prepared.model_validate(given.job.prepared)
+        if given.parent is not None:
+            workspace.fill_parent(folder, given.parent, given.base, storage)
         workspace.fill_for_training(folder, job, prepared, storage)
-        origin = Origin(claim, job, prepared, given["training_file"], _project_name(job))
+        origin = Origin(claim, job, prepared, given.files["training_file"], _project_name(job))
         with CheckpointPublisher(folder, storage, origin) as publisher:
 
             def hear(message: AnyMessage) -> None:
@@ -231,16 +232,30 @@ def _succeed(session: Session, claim: Claim, manifest: Manifest, manifest_sha256
     lifecycle.succeed(session, claim, result, trained_tokens=manifest.report.trained_tokens, result_files=[file.id])
 
 
-def _given(claim: Claim) -> tuple[Job, dict[str, File], RegisteredModel | None]:
-    """The job, its files by the spec's names for them, and the registry model that it starts from."""
+@dataclass(frozen=True, slots=True)
+class Given:
+    """What an attempt starts from."""
+
+    job: Job
+    files: dict[str, File]
+    """By the spec's names for them."""
+    parent: RegisteredModel | None
+    """The registry model that the job starts from."""
+    base: RegisteredModel | None
+    """Of a parent that is an adapter, where its base is a registry model too."""
+
+
+def _given(claim: Claim) -> Given:
     with new_session() as session, session.begin():
         job = session.get_one(Job, claim.subject)
         spec = job.current_spec
         given = {"training_file": files.used(session, job.project_id, spec.training_file)}
         if spec.validation_file is not None:
             given["validation_file"] = files.used(session, job.project_id, spec.validation_file)
-        parent = registry.used(session, spec.model) if names.is_registered(spec.model) else None
-        return job, given, parent
+        if not names.is_registered(spec.model):
+            return Given(job, given, parent=None, base=None)
+        parent = registry.used(session, spec.model)
+        return Given(job, given, parent, registry.base_of(session, parent) if parent.kind == "adapter" else None)
 
 
 def _project_name(job: Job) -> str:

@@ -39,16 +39,22 @@ def opened(claim: Claim) -> Path:
     return folder
 
 
-def fill_parent(folder: Path, model: RegisteredModel, storage: Storage) -> None:
-    """The registry model that the job starts from: its files, and last what it is."""
+def fill_parent(folder: Path, model: RegisteredModel, base: RegisteredModel | None, storage: Storage) -> None:
+    """The registry model that the job starts from: its files, those of its base if that is another, last what it is."""
     if (folder / "parent.json").exists():
         return
-    for file in model.files:
-        target = folder / "parent" / file["name"]
-        target.parent.mkdir(parents=True, exist_ok=True)
-        storage.fetch(file["sha256"], target)
+    _fetch(model, folder / "parent", storage)
+    if base is not None:
+        _fetch(base, folder / "base", storage)
     parent = Parent(id=model.id, kind=model.kind, base=BaseIdentity.model_validate(model.base))
     (folder / "parent.json").write_text(parent.model_dump_json(indent=2))
+
+
+def _fetch(model: RegisteredModel, folder: Path, storage: Storage) -> None:
+    for file in model.files:
+        target = folder / file["name"]
+        target.parent.mkdir(parents=True, exist_ok=True)
+        storage.fetch(file["sha256"], target)
 
 
 def fill_for_preparing(folder: Path, job: Job, files: dict[str, File], storage: Storage) -> None:

@@ -1,7 +1,7 @@
 """The model that a job starts from: a base on offer, or a registry model that goes on training.
 
-An adapter goes on as it is, on its own base: its shape is the parent's, and a spec that asks for another is refused. A
-full model is the new base, of any tuning.
+An adapter goes on as it is, on its own base, which may be a full model of the registry: its shape is the parent's, and
+a spec that asks for another is refused. A full model is the new base, of any tuning.
 """
 
 from typing import Any
@@ -44,6 +44,11 @@ def require_model(session: Session, project: Project, spec: JobSpec) -> JobSpec:
         ) from error
     if parent.kind == "full":
         return spec
+    if names.is_registered(parent.base["id"]) and registry.base_of(session, parent) is None:
+        raise ModelNotFound(
+            f"'{parent.id}' can go on training only on the base it was trained on, '{parent.base['id']}', which is not"
+            " in the registry any more. Start from another model."
+        )
     return spec.model_copy(update={"tuning": _continued(spec, parent)})
 
 

@@ -20,7 +20,10 @@ class BaseIdentity(BaseModel):
 
 
 class Parent(BaseModel):
-    """The registry model that a job starts from: `WORKDIR/parent.json`, its files in `WORKDIR/parent`."""
+    """The registry model that a job starts from: `WORKDIR/parent.json`, its files in `WORKDIR/parent`.
+
+    Where it is an adapter on a full model of the registry, that one's files are in `WORKDIR/base`.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

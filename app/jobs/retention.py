@@ -62,8 +62,11 @@ def _forget_files(session: Session, age: timedelta) -> set[str]:
 
 
 def _forget_models(session: Session, storage: Storage, age: timedelta) -> set[str]:
-    """Strike off models that no unfinished job starts from; returns their blobs."""
-    given = select(Job.spec["model"].astext).where(Job.finished_at.is_(None))
+    """Strike off models that no unfinished job starts from and no adapter was trained on; returns their blobs."""
+    given = union_all(
+        select(Job.spec["model"].astext).where(Job.finished_at.is_(None)),
+        select(RegisteredModel.base["id"].astext).where(RegisteredModel.kind == "adapter"),
+    )
     hidden = select(RegisteredModel).where(
         RegisteredModel.deleted_at < func.now() - age, RegisteredModel.id.not_in(given)
     )

@@ -43,7 +43,7 @@ def get_model(model: ModelId, caller: CallerDep, session: SessionDep) -> ModelRe
 
 @router.delete("/models/{model:path}")
 def delete_model(model: ResultId, caller: CallerDep, session: SessionDep) -> ModelDeleted:
-    """Delete a result or a checkpoint; a job that has started from it keeps it until the job ends."""
+    """Delete a result or a checkpoint; jobs that have started from it, and adapters trained on it, keep it."""
     if any(base.id == model for base in catalogue.offered()):
         raise InvalidRequest(f"'{model}' is a base model, which only the operator can remove.", param="model")
     with session.begin():

@@ -75,9 +75,10 @@ def has_checkpoint(session: Session, job_id: str, step: int) -> bool:
 
 
 def delete(session: Session, project: Project, model_id: str) -> None:
-    """Hide a result or a checkpoint from everybody; a job that started from it keeps it until the job ends.
+    """Hide a result or a checkpoint from everybody.
 
-    Raises what `owned` does.
+    A job that started from it keeps it until the job ends, and an adapter that was trained on it as long as there is
+    one: it can go on training on this base and no other. Raises what `owned` does.
     """
     owned(session, project, model_id).deleted_at = func.now()
 
@@ -99,6 +100,11 @@ def used(session: Session, model_id: str) -> RegisteredModel:
     Whether the project may use it was asked when the job was submitted.
     """
     return session.get_one(RegisteredModel, model_id)
+
+
+def base_of(session: Session, model: RegisteredModel) -> RegisteredModel | None:
+    """The full model that another was trained on, deleted since or not; None where the base is not of the registry."""
+    return session.get(RegisteredModel, model.base["id"])
 
 
 def _shown(project: Project) -> Select[RegisteredModel]:

@@ -1,5 +1,6 @@
 """Where a base model's files are: a folder of the models directory, a snapshot of the hub at one commit, or a full
-model of the registry in the WORKDIR.
+model of the registry in the WORKDIR, as the parent that a job starts from or as the base of an adapter that it goes on
+with.
 """
 
 import os
@@ -17,7 +18,7 @@ from huggingface_hub.errors import (  # type: ignore[attr-defined]  # HTTPError:
 )
 
 from app.jobs.prepared import BaseIdentity, Parent
-from app.registry import identity
+from app.registry import identity, names
 
 SAFE_FILES = ["*.safetensors", "*.json", "*.txt", "*.jinja", "tokenizer.model"]
 """What is fetched of a hub model: no pickles, no code."""
@@ -68,9 +69,8 @@ def locate(model: str, work_dir: Path) -> BaseFolder:
 
 def locate_again(base: BaseIdentity, work_dir: Path) -> BaseFolder:
     """The base that preparing found, at its commit. Raises like `locate`."""
-    parent = parent_of(work_dir)
-    if parent is not None and base.id == parent.id:
-        return BaseFolder(work_dir / "parent", parent.id, None)
+    if names.is_registered(base.id):
+        return _of_registry(base.id, work_dir)
     if "/" in base.id:
         return _from_hub(base.id, base.revision)
     return _local(base.id)
@@ -86,11 +86,20 @@ def require_same(base: BaseFolder, expected: BaseIdentity, *, otherwise: str) ->
 
 def _of_parent(parent: Parent, work_dir: Path) -> BaseFolder:
     if parent.kind == "full":
-        return BaseFolder(work_dir / "parent", parent.id, None)
+        return _of_registry(parent.id, work_dir)
     base = locate_again(parent.base, work_dir)
     otherwise = f"'{parent.id}' can go on training only on the base it was trained on: put that one back."
     require_same(base, parent.base, otherwise=otherwise)
     return base
+
+
+def _of_registry(model: str, work_dir: Path) -> BaseFolder:
+    """The worker has fetched it: it is the parent itself, or the base of a parent that is an adapter."""
+    parent = parent_of(work_dir)
+    folder = work_dir / ("parent" if parent is not None and parent.id == model else "base")
+    if not folder.is_dir():
+        raise BaseNotFound(f"The base model '{model}' is not in the registry any more.")
+    return BaseFolder(folder, model, None)
 
 
 def work_offline() -> None:

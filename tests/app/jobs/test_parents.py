@@ -9,6 +9,7 @@ from starlette.testclient import TestClient
 from app.auth import Project, create_key
 from app.jobs import lifecycle
 from app.registry import service as registry
+from app.registry.models import RegisteredModel
 from tests.factories import make_manifest, make_queued_job, take, upload_body
 
 ROWS = b'{"prompt": "a", "completion": "b"}\n'
@@ -58,6 +59,24 @@ def test_another_shape_is_refused(
     error = response.json()["error"]
     assert (response.status_code, error["param"]) == (400, param)
     assert says in error["message"]
+
+
+def test_an_adapter_whose_base_is_gone_from_the_registry_is_nobodys_start(
+    client: TestClient, session: Session, project: Project, adapter: str
+) -> None:
+    full = "ft:tiny:default::0"
+    with session.begin():
+        row = registry.get(session, project, adapter)
+        row.base = {**row.base, "id": full}
+        job_id = row.job_id
+    error = create(client, adapter).json()["error"]
+    assert (error["code"], error["param"]) == ("model_not_found", "model")
+    assert f"the base it was trained on, '{full}', which is not in the registry any more" in error["message"]
+    with session.begin():
+        base = {column.key: getattr(row, column.key) for column in RegisteredModel.__table__.columns}
+        session.add(RegisteredModel(**{**base, "id": full, "seq": None, "kind": "full", "step": 1, "job_id": job_id}))
+    assert client.delete(f"/v1/models/{full}").status_code == 200
+    assert create(client, adapter).json()["model"] == adapter  # hidden, and kept for who needs it
 
 
 def test_a_deleted_model_is_nobodys_start(client: TestClient, adapter: str) -> None:

@@ -229,13 +229,14 @@ def test_a_job_starts_from_a_shared_model_and_keeps_it_when_the_permission_is_re
     with session.begin():
         prepare(session, take(session, "prepare"))
         claim = take(session)
-    given, files, parent = runner._given(claim)
-    assert (given.id, given.project_id, list(files)) == (job.json()["id"], other.id, ["training_file"])
-    assert parent is not None
-    assert parent.id == RESULT
+    given = runner._given(claim)
+    assert (given.job.id, given.job.project_id) == (job.json()["id"], other.id)
+    assert list(given.files) == ["training_file"]
+    assert given.parent is not None
+    assert given.parent.id == RESULT
     with session.begin():
         session.get_one(RegisteredModel, RESULT).deleted_at = func.now()
-    assert runner._given(claim)[2] is not None
+    assert runner._given(claim).parent is not None
 
 
 @pytest.mark.usefixtures("models")

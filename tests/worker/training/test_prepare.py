@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,13 +13,14 @@ import pyarrow.parquet as pq
 import pytest
 from transformers import AutoTokenizer
 
-from app.jobs.prepared import Prepared
+from app.jobs.prepared import Parent, Prepared
 from app.jobs.spec import JobSpec
 from app.registry import identity
 from tests import tiny
 from worker import messages
 from worker.messages import AnyMessage
 from worker.training import data, failures
+from worker.training.base import locate_again
 from worker.training.labels import IGNORED
 from worker.training.tokenise import prepare
 
@@ -100,6 +102,24 @@ def test_what_is_counted_is_what_is_in_the_file(work_dir_of: MakeWorkDir) -> Non
         assert file.longest_row == max(len(row["input_ids"]) for row in rows)
         assert 0 < file.trained_tokens < file.tokens
         assert file.sha256 == hashlib.sha256((work_dir / f"{name}.parquet").read_bytes()).hexdigest()
+
+
+def test_the_base_of_an_adapter_may_be_a_registry_model_that_lies_beside_it(
+    work_dir_of: MakeWorkDir, bases: Path
+) -> None:
+    work_dir = work_dir_of(tiny.chat_rows(2), model="ft:tiny:default::2")
+    base = identity.of_folder(bases / "tiny", id="ft:tiny:default::1")
+    parent = Parent(id="ft:tiny:default::2", kind="adapter", base=base)
+    (work_dir / "parent.json").write_text(parent.model_dump_json())
+    (work_dir / "parent").mkdir()
+    failed = refusal(work_dir)
+    assert (failed.code, failed.param) == ("model_not_found", "model")
+    assert "'ft:tiny:default::1' is not in the registry any more" in failed.message
+
+    shutil.copytree(bases / "tiny", work_dir / "base")
+
+    assert prepared(work_dir).base == base
+    assert locate_again(base, work_dir).path == work_dir / "base"
 
 
 def test_what_is_found_of_the_base_is_what_its_folder_says(work_dir_of: MakeWorkDir, bases: Path) -> None:

@@ -6,11 +6,11 @@ decoded. So an id is a `:path`, and what follows it is matched first.
 
 from typing import Annotated
 
-from fastapi import APIRouter, Path, Query
+from fastapi import APIRouter, Path, Query, Response
 from fastapi.responses import StreamingResponse
 
 from app.errors import InvalidRequest
-from app.http import After, CallerDep, ListRead, SessionDep, content_of, limit_query, list_of
+from app.http import After, CallerDep, ListRead, SessionDep, answer, content_of, limit_query, list_of
 from app.registry import catalogue, names, service, tar
 from app.registry.manifest import PublishedFile
 from app.registry.schemas import ModelDeleted, ModelList, ModelRead, RegisteredModelRead, base_read, result_read
@@ -23,12 +23,12 @@ ResultId = Annotated[str, Path(description="Id of a result or a checkpoint.")]
 FileName = Annotated[str, Path(description="One of the `files` of the result.")]
 
 
-@router.get("/models")
-def list_models(caller: CallerDep, session: SessionDep) -> ModelList:
-    """List the base models on offer, and the project's results and checkpoints."""
+@router.get("/models", response_model=ModelList)
+def list_models(caller: CallerDep, session: SessionDep) -> Response:
+    """List the base models on offer, and the project's results and checkpoints: all of them, in one page."""
     with session.begin():
-        results = service.models(session, caller, after=None, limit=10_000, checkpoints=True).rows
-    return ModelList.of(catalogue.offered(), results)
+        results = service.entries(session, caller)
+    return answer(ModelList.of(catalogue.offered(), results))
 
 
 @router.get("/models/{model:path}")

@@ -7,6 +7,7 @@ from pydantic import BaseModel, Field
 from app.jobs.spec import SpecPart, Text
 from app.registry.catalogue import BaseModelEntry
 from app.registry.models import CheckpointPermission, RegisteredModel
+from app.registry.service import Entry
 
 
 class ModelRead(BaseModel):
@@ -35,7 +36,7 @@ class ModelList(BaseModel):
     data: list[ModelRead]
 
     @classmethod
-    def of(cls, bases: list[BaseModelEntry], results: list[RegisteredModel]) -> Self:
+    def of(cls, bases: list[BaseModelEntry], results: list[Entry]) -> Self:
         """Bases first, then results."""
         return cls(data=[base_read(base) for base in bases] + [result_read(result) for result in results])
 
@@ -45,7 +46,7 @@ def base_read(base: BaseModelEntry) -> ModelRead:
     return ModelRead(id=base.id, created=int(base.created_at.timestamp()), owned_by=base.owned_by)
 
 
-def result_read(result: RegisteredModel) -> ModelRead:
+def result_read(result: RegisteredModel | Entry) -> ModelRead:
     """A result as OpenAI's object."""
     return ModelRead(id=result.id, created=int(result.created_at.timestamp()), owned_by=result.project_id)
 

@@ -1,5 +1,8 @@
 """Enter a result or a checkpoint, find it, read its files, delete it."""
 
+from datetime import datetime
+from typing import NamedTuple
+
 from sqlalchemy import Select, func, or_, select, update
 from sqlalchemy.orm import Session
 
@@ -66,6 +69,20 @@ def models(
     if not checkpoints:
         rows = rows.where(RegisteredModel.step.is_(None))
     return page_of(session, rows, RegisteredModel, after=after, limit=limit)
+
+
+class Entry(NamedTuple):
+    """What a list of all models says of one: no row is read whole for it, which is some kilobytes."""
+
+    id: str
+    created_at: datetime
+    project_id: str
+
+
+def entries(session: Session, project: Project) -> list[Entry]:
+    """All results and checkpoints that the project may use, newest first, however many."""
+    rows = _shown(project).with_only_columns(RegisteredModel.id, RegisteredModel.created_at, RegisteredModel.project_id)
+    return [Entry(*row) for row in session.execute(rows.order_by(RegisteredModel.seq.desc()))]
 
 
 def has_checkpoint(session: Session, job_id: str, step: int) -> bool:

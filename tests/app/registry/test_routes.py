@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from urllib.parse import quote
 
 import pytest
+from sqlalchemy import func, insert, select
 from sqlalchemy.orm import Session
 from starlette.testclient import TestClient
 
@@ -16,6 +17,7 @@ from app.auth import Project, create_key
 from app.jobs.models import Job
 from app.jobs.prepared import Prepared
 from app.registry import service
+from app.registry.models import RegisteredModel
 from app.settings import get_settings
 from app.storage import blob_key, get_storage
 from tests import factories
@@ -255,6 +257,28 @@ def test_bases_and_results_are_models(client: TestClient, result: Result, projec
         assert set(model) == {"id", "object", "created", "owned_by", "shutdown_date"}
         assert model["object"] == "model"
         assert client.get(f"/v1/models/{model['id']}").json() == model
+
+
+def test_every_model_is_listed_however_many_there_are(
+    client: TestClient, session: Session, result: Result, project: Project
+) -> None:
+    count = 12_000
+    columns = [column.key for column in RegisteredModel.__table__.columns if column.key not in ("id", "seq", "step")]
+    numbered = func.generate_series(1, count).table_valued("number", joins_implicitly=True).render_derived()
+    copies = select(
+        func.concat(RegisteredModel.id, ":ckpt-step-", numbered.c.number),
+        numbered.c.number,
+        *(getattr(RegisteredModel, column) for column in columns),
+    ).where(RegisteredModel.id == result.id)
+    with session.begin():
+        session.execute(insert(RegisteredModel).from_select(["id", "step", *columns], copies))
+
+    listed = _ids(client.get("/v1/models"))
+
+    assert [model for model in listed if model.startswith("ft:")] == [
+        *(f"{result.id}:ckpt-step-{number}" for number in range(count, 0, -1)),
+        result.id,
+    ]
 
 
 @pytest.fixture

@@ -30,7 +30,7 @@ from app.registry import service as registry
 from app.registry.manifest import Manifest
 from app.registry.models import RegisteredModel
 from app.settings import get_settings
-from app.storage import Damaged, get_storage
+from app.storage import Blob, Damaged, get_storage
 from app.work import lifecycle as work
 from app.work.lifecycle import Claim, Who
 from app.work.service import CPU
@@ -181,13 +181,15 @@ def settle(claim: Claim, outcome: Outcome) -> None:
 
 def _settle(claim: Claim, outcome: Outcome) -> str | None:
     """Returns the queue to ring, if one waits to hear of this."""
+    table = _table_of_metrics(claim) if isinstance(outcome, Published) else None
     with new_session() as session, session.begin():
         match outcome:
             case FilesPrepared(prepared):
                 _queue_training(session, claim, prepared)
             case Published(manifest, manifest_sha256):
+                assert table is not None  # noqa: S101  made above
                 work.require_held(session, claim)  # the table's one row a job would answer a zombie with a crash
-                _succeed(session, claim, manifest, manifest_sha256)
+                _succeed(session, claim, manifest, manifest_sha256, table)
             case Cancelled():
                 lifecycle.stop(session, claim)
             case Paused():
@@ -219,15 +221,23 @@ def _queue_training(session: Session, claim: Claim, prepared: Prepared) -> None:
     )
 
 
-def _succeed(session: Session, claim: Claim, manifest: Manifest, manifest_sha256: str) -> None:
+def _table_of_metrics(claim: Claim) -> Blob:
+    """Stored as it is read, before the transaction that ends the job: a long job has hundreds of thousands of steps."""
+    storage = get_storage()
+    with storage.incoming() as table:
+        with new_session() as session, session.begin():
+            metrics.write_csv(session, claim.subject, table)
+        return storage.commit(table)
+
+
+def _succeed(session: Session, claim: Claim, manifest: Manifest, manifest_sha256: str, table: Blob) -> None:
     """The registry's row, the file of metrics and the job's end. Raises `Damaged` for a result that lost a blob."""
     storage = get_storage()
     files.keep_blobs(session)
-    if not manifests.is_whole(manifest, storage):
+    if not (manifests.is_whole(manifest, storage) and storage.has(*table)):
         raise Damaged("a file was deleted with another model in the moment it was stored for this one")
     result = registry.register(session, manifest, manifest_sha256=manifest_sha256)
     failpoint("before_success")
-    table = storage.put_bytes(metrics.as_csv(metrics.series(session, claim.subject)).encode())
     file = files.enter_results(session, manifest.project_id, table)
     lifecycle.succeed(session, claim, result, trained_tokens=manifest.report.trained_tokens, result_files=[file.id])
 

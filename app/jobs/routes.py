@@ -174,8 +174,8 @@ def get_metrics(
     """Retrieve a job's series, step by step: losses, rate, gradient norm, speed, memory."""
     with session.begin():
         job = service.get(session, caller, job_id)
-        entries = metrics.series(session, job.id, after_step=after_step)
-    return conditional(request, MetricsRead.of(job, metrics.thinned(entries, points), steps=len(entries)))
+        series = metrics.series(session, job.id, after_step=after_step, most=points)
+    return conditional(request, MetricsRead.of(job, series.entries, steps=series.steps))
 
 
 @router.get("/{job_id}/attempts")

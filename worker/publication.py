@@ -4,11 +4,12 @@ import json
 import logging
 import shutil
 import threading
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import DataError, IntegrityError, ProgrammingError
 
 from app.db import new_session
 from app.errors import IllegalMove
@@ -32,6 +33,8 @@ log = logging.getLogger(__name__)
 
 REFUSED = {".bin", ".pt", ".pth", ".pkl", ".ckpt"}
 """Pickles, which run code when they are loaded: published weights are safetensors."""
+HOPELESS = (ValueError, LookupError, TypeError, FileNotFoundError, DataError, IntegrityError, ProgrammingError)
+"""What is wrong with a folder, or with what would be entered of it, and will be the next time too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +81,8 @@ def publish(folder: Path, storage: Storage, origin: Origin, *, step: int | None 
 class CheckpointPublisher:
     """Enters checkpoints in the registry while training goes on, from a thread of its own.
 
-    What cannot be published now is tried again with the next one, and at the end. It is never a reason to stop.
+    What cannot be published now is tried again with the next one, and at the end of the last attempt for as long as the
+    database is waited for. It is never a reason to stop, and one checkpoint is not in the way of another.
     """
 
     def __init__(self, folder: Path, storage: Storage, origin: Origin) -> None:
@@ -88,6 +92,8 @@ class CheckpointPublisher:
         self._offered = threading.Event()
         self._over = False
         self._thread = threading.Thread(target=self._publish_until_over, name="checkpoints", daemon=True)
+        self.is_last_chance = False
+        """Whether no attempt comes after this one, which would publish what is left in the folder."""
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -105,33 +111,54 @@ class CheckpointPublisher:
             self._offered.set()
 
     def _publish_until_over(self) -> None:
-        over = False
-        while not over:
-            self._offered.wait()
-            self._offered.clear()
-            over = self._over  # before the look into the folder: nothing is offered after the end
-            try:
+        try:
+            while not self._over:
+                self._offered.wait()
+                self._offered.clear()
                 self._publish_offered()
-            except IllegalMove:
-                return  # not ours any more: the lease says so to whoever stops the trainer
-            except (SQLAlchemyError, OSError, Damaged, ValueError):
-                log.exception(
-                    "attempt %d at %s: checkpoint not published yet", self._claim.attempt, self._claim.subject
-                )
+            patience = time.monotonic() + get_settings().database_patience.total_seconds()
+            # Nothing is offered any more, but the last may have come after that look.
+            while self._publish_offered() and self.is_last_chance and time.monotonic() < patience:
+                time.sleep(1)  # neither database nor storage says when it comes back
+        except IllegalMove:
+            return  # not ours any more: the lease says so to whoever stops the trainer
 
     @property
     def _claim(self) -> Claim:
         return self._origin.claim
 
-    def _publish_offered(self) -> None:
-        """Those of earlier attempts too: an attempt takes over the folder of the one before."""
+    def _publish_offered(self) -> bool:
+        """Those of earlier attempts too: an attempt takes over the folder of the one before.
+
+        Whether one is left that time may mend. Raises `IllegalMove` once the claim is lost.
+        """
         steps = {int(path.name.rsplit("-", 1)[-1]): path for path in self._folder.glob("checkpoint-*[0-9]")}
+        left = False
         for step, path in sorted(steps.items()):
-            with new_session() as session, session.begin():
-                entered = registry.has_checkpoint(session, self._claim.subject, step)
-            if not entered:
-                self._enter(*publish(path, self._storage, self._origin, step=step))
-            shutil.rmtree(path, ignore_errors=True)
+            try:
+                self._publish(path, step)
+            except IllegalMove:
+                raise
+            except Exception as error:  # of the storage's client anything may come
+                hopeless = isinstance(error, HOPELESS)
+                log.warning(
+                    "attempt %d at %s: checkpoint of step %d not published%s: %s",
+                    self._claim.attempt,
+                    self._claim.subject,
+                    step,
+                    "" if hopeless else " yet",
+                    error,
+                    exc_info=hopeless,
+                )
+                left |= not hopeless
+        return left
+
+    def _publish(self, path: Path, step: int) -> None:
+        with new_session() as session, session.begin():
+            entered = registry.has_checkpoint(session, self._claim.subject, step)
+        if not entered:
+            self._enter(*publish(path, self._storage, self._origin, step=step))
+        shutil.rmtree(path, ignore_errors=True)
 
     def _enter(self, manifest: Manifest, manifest_sha256: str) -> None:
         with new_session() as session, session.begin():

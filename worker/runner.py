@@ -140,6 +140,7 @@ class Slot:
                     self.trainers.stand_by(claim.kind)
 
             ending = self._attend(claim, folder, lease, hear)
+            publisher.is_last_chance = isinstance(ending, Finished | Cancelled | Failed)
         return Published(*publish(folder / "result", storage, origin)) if isinstance(ending, Finished) else ending
 
     def _attend(self, claim: Claim, folder: Path, lease: Lease, hear: Callable[[AnyMessage], None]) -> Ending:

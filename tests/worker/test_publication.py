@@ -1,0 +1,134 @@
+"""Checkpoints on their way into the registry, while training goes on and when it is over."""
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psycopg
+import pytest
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from app.auth import Project
+from app.db import get_engine
+from app.jobs.models import JobCheckpoint
+from app.jobs.prepared import Prepared
+from app.storage import Storage
+from tests.factories import make_file, make_manifest, make_queued_job, take
+from tests.running import wait_for
+from worker import messages
+from worker.publication import CheckpointPublisher, Origin
+
+Offer = Callable[..., Path]
+
+
+@pytest.fixture
+def storage(tmp_path: Path) -> Storage:
+    return Storage(f"file://{tmp_path / 'storage'}")
+
+
+@pytest.fixture
+def origin(session: Session, project: Project) -> Origin:
+    with session.begin():
+        file = make_file(session, project)
+        job = make_queued_job(session, project, training_file=file.id)
+        claim = take(session)
+        session.refresh(job)
+        return Origin(claim, job, Prepared.model_validate(job.prepared), file, project.name)
+
+
+@pytest.fixture
+def offer(tmp_path: Path, session: Session, origin: Origin) -> Offer:
+    """Does what the trainer does at a checkpoint; a `spoilt` one lacks what its row needs."""
+    with session.begin():
+        report = make_manifest(session, origin.claim).report.model_dump()
+
+    def make(step: int, *, spoilt: bool = False) -> Path:
+        folder = tmp_path / messages.OFFERED / f"checkpoint-{step}"
+        arriving = folder.with_suffix(".arriving")
+        arriving.mkdir(parents=True)
+        (arriving / "adapter_model.safetensors").write_bytes(b"weights of step %d" % step)
+        metrics = report | ({} if spoilt else {"checkpoint": {"step": step, "train_loss": 1.0}})
+        (arriving / "metrics.json").write_text(json.dumps(metrics))
+        return arriving.rename(folder)
+
+    return make
+
+
+def entered(session: Session) -> list[int]:
+    with session.begin():
+        return list(session.scalars(select(JobCheckpoint.step).order_by(JobCheckpoint.step)))
+
+
+@contextmanager
+def administrator() -> Iterator[psycopg.Connection]:
+    """In another database of the same server."""
+    url = get_engine().url.set(drivername="postgresql", database="postgres")
+    with psycopg.connect(url.render_as_string(hide_password=False), autocommit=True) as connection:
+        yield connection
+
+
+@contextmanager
+def database_away() -> Iterator[None]:
+    name = get_engine().url.database
+    with administrator() as server:
+        server.execute(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS false')
+        try:
+            server.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", [name])
+            yield
+        finally:
+            server.execute(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS true')
+            get_engine().dispose()
+
+
+def test_the_last_checkpoint_of_a_job_waits_for_a_database_that_is_away(
+    session: Session, tmp_path: Path, storage: Storage, origin: Origin, offer: Offer
+) -> None:
+    session.close()
+    publisher = CheckpointPublisher(tmp_path, storage, origin)
+    publisher.__enter__()
+    publisher.is_last_chance = True
+    with database_away():
+        folder = offer(5)
+        end = threading.Thread(target=publisher.__exit__)
+        end.start()
+        end.join(timeout=2)
+        assert end.is_alive()
+    end.join(timeout=20)
+    assert not end.is_alive()
+    assert entered(session) == [5]
+    assert not folder.exists()
+
+
+def test_a_storage_that_is_away_is_waited_for_only_where_no_attempt_follows(
+    session: Session, tmp_path: Path, storage: Storage, origin: Origin, offer: Offer
+) -> None:
+    folder = offer(5)
+    blobs = tmp_path / "storage" / "blobs"
+    blobs.write_text("no folder")
+    with CheckpointPublisher(tmp_path, storage, origin):
+        pass
+    assert (folder.exists(), entered(session)) == (True, [])
+
+    publisher = CheckpointPublisher(tmp_path, storage, origin)
+    threading.Timer(0.5, blobs.unlink).start()
+    with publisher:
+        publisher.is_last_chance = True
+    assert (folder.exists(), entered(session)) == (False, [5])
+
+
+def test_a_checkpoint_that_cannot_be_published_is_in_nobodys_way(
+    session: Session, tmp_path: Path, storage: Storage, origin: Origin, offer: Offer
+) -> None:
+    began = time.monotonic()
+    with CheckpointPublisher(tmp_path, storage, origin) as publisher:
+        for step in (5, 10, 15):
+            folder = offer(step, spoilt=step == 5)
+            publisher.hear(messages.Checkpoint(step, folder.name))
+        wait_for(lambda: entered(session) == [10, 15], 10, every=0.05)
+        publisher.is_last_chance = True
+    assert entered(session) == [10, 15]
+    assert time.monotonic() - began < 20  # nobody waits for what no time mends

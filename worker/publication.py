@@ -155,7 +155,7 @@ class CheckpointPublisher:
 
     def _publish(self, path: Path, step: int) -> None:
         with new_session() as session, session.begin():
-            entered = registry.has_checkpoint(session, self._claim.subject, step)
+            entered = lifecycle.has_entered_checkpoint(session, self._claim.subject, step)
         if not entered:
             self._enter(*publish(path, self._storage, self._origin, step=step))
         shutil.rmtree(path, ignore_errors=True)

@@ -7,13 +7,13 @@ import logging
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import func, update
+from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
 from app.db import new_id
 from app.errors import IllegalMove
 from app.jobs import events
-from app.jobs.models import Job, JobCheckpoint
+from app.jobs.models import Job, JobCheckpoint, JobEvent
 from app.jobs.prepared import Prepared
 from app.jobs.spec import JobSpec
 from app.jobs.status import FINAL, JobStatus, sources
@@ -101,7 +101,17 @@ def enter_checkpoint(session: Session, model: RegisteredModel, metrics: dict[str
     session.add(
         JobCheckpoint(id=new_id("ftckpt_"), job_id=model.job_id, model=model.id, step=model.step, metrics=metrics)
     )
-    events.tell(session, model.job_id, f"Checkpoint created at step {model.step}")
+    events.tell(session, model.job_id, _checkpoint_created(model.step))
+
+
+def has_entered_checkpoint(session: Session, job_id: str, step: int | None) -> bool:
+    """Whether a job's checkpoint of a step has been in the registry, deleted since or not.
+
+    The history is asked, which outlives the row: an attempt that does a step again shall not bring back what was
+    deleted.
+    """
+    told = select(JobEvent.id).where(JobEvent.job_id == job_id, JobEvent.message == _checkpoint_created(step))
+    return session.scalar(told.limit(1)) is not None
 
 
 def succeed(
@@ -223,6 +233,10 @@ def resume(session: Session, job: Job) -> Job:
         job.desired = Desired.RUN
         events.tell(session, job.id, "The pause was taken back")
     return job
+
+
+def _checkpoint_created(step: int | None) -> str:
+    return f"Checkpoint created at step {step}"
 
 
 def _require_going_on(job: Job, done_to: str) -> None:

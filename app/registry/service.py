@@ -85,12 +85,6 @@ def entries(session: Session, project: Project) -> list[Entry]:
     return [Entry(*row) for row in session.execute(rows.order_by(RegisteredModel.seq.desc()))]
 
 
-def has_checkpoint(session: Session, job_id: str, step: int) -> bool:
-    """Whether a job's checkpoint of a step has been entered, deleted since or not."""
-    found = select(RegisteredModel.id).where(RegisteredModel.job_id == job_id, RegisteredModel.step == step)
-    return session.scalar(found) is not None
-
-
 def delete(session: Session, project: Project, model_id: str) -> None:
     """Hide a result or a checkpoint from everybody.
 

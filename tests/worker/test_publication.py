@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 
 import psycopg
@@ -14,8 +15,10 @@ from sqlalchemy.orm import Session
 
 from app.auth import Project
 from app.db import get_engine
+from app.jobs import retention
 from app.jobs.models import JobCheckpoint
 from app.jobs.prepared import Prepared
+from app.registry import service as registry
 from app.storage import Storage
 from tests.factories import make_file, make_manifest, make_queued_job, take
 from tests.running import wait_for
@@ -132,3 +135,22 @@ def test_a_checkpoint_that_cannot_be_published_is_in_nobodys_way(
         publisher.is_last_chance = True
     assert entered(session) == [10, 15]
     assert time.monotonic() - began < 20  # nobody waits for what no time mends
+
+
+def test_a_checkpoint_that_was_deleted_does_not_come_back_when_its_step_is_done_again(
+    session: Session, project: Project, tmp_path: Path, storage: Storage, origin: Origin, offer: Offer
+) -> None:
+    offer(5)
+    with CheckpointPublisher(tmp_path, storage, origin):
+        pass
+    with session.begin():
+        registry.delete(session, project, session.scalars(select(JobCheckpoint.model)).one())
+    with session.begin():
+        retention.delete_unused_blobs(session, storage, age=timedelta(0))
+    assert entered(session) == []
+    again, other = offer(5), offer(10)
+    with CheckpointPublisher(tmp_path, storage, origin):
+        pass
+    assert entered(session) == [10]
+    assert not again.exists()
+    assert not other.exists()

@@ -28,6 +28,9 @@ _SPECIAL: tuple[tuple[IPv4Network | IPv6Network, str], ...] = (
     (ip_network("100.64.0.0/10"), "a carrier's inner address"),
     (ip_network("192.0.0.0/24"), "a reserved address"),
     (ip_network("192.88.99.0/24"), "a relay to IPv6"),
+    # Public by its number, but every virtual machine of Azure reaches its host by it:
+    # https://learn.microsoft.com/azure/virtual-network/what-is-ip-address-168-63-129-16
+    (ip_network("168.63.129.16/32"), "the inner address of Azure's hosts"),
     (ip_network("::ffff:0:0/96"), "an IPv4 address in the clothes of IPv6"),
     (ip_network("::ffff:0:0:0/96"), "an IPv4 address in the clothes of IPv6"),
     (ip_network("::/96"), "an IPv4 address in the clothes of IPv6"),

@@ -50,11 +50,19 @@ class Deliverer:
             if not self._free.acquire(timeout=self._poll):
                 continue
             claimed = _claim()
-            if claimed is None:
+            if claimed is None or not self._begin(claimed):
                 self._free.release()
                 self._over.wait(self._poll)
-            else:
-                threading.Thread(target=self._deliver, args=(claimed,), name=claimed.delivery_id, daemon=True).start()
+
+    def _begin(self, claimed: Claimed) -> bool:
+        """Where no thread is to be had the lease lapses, and the delivery is claimed again."""
+        thread = threading.Thread(target=self._deliver, args=(claimed,), name=claimed.delivery_id, daemon=True)
+        try:
+            thread.start()
+        except (RuntimeError, MemoryError) as error:
+            log.warning("webhook %s to %s has no thread to go: %s", claimed.delivery_id, claimed.endpoint_id, error)
+            return False
+        return True
 
     def _deliver(self, claimed: Claimed) -> None:
         try:

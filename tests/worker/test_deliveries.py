@@ -344,6 +344,34 @@ def test_an_endpoint_that_lets_wait_keeps_nobody_else_waiting(
             end.set()
 
 
+def test_a_thread_that_cannot_start_ends_no_delivering(
+    session: Session,
+    project: Project,
+    receiver: Receiver,
+    endpoint: WebhookEndpoint,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    start = threading.Thread.start
+    refused: list[str] = []
+
+    def start_but_the_first(thread: threading.Thread) -> None:
+        if thread.name.startswith("whd_") and not refused:
+            refused.append(thread.name)
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", start_but_the_first)
+    announce(session, project, "ftjob-a")
+    with deliverers(1, at_once=1):
+        wait_for(lambda: refused, 5)
+        announce(session, project, "ftjob-b")
+        wait_for(lambda: statuses(session) == {"pending", "delivered"}, 5)
+        with session.begin():  # as time does with its lease
+            session.execute(update(WebhookDelivery).values(locked_until=None).where(WebhookDelivery.id == refused[0]))
+        wait_for(lambda: statuses(session) == {"delivered"}, 5)
+    assert [json.loads(received.body)["data"]["id"] for received in receiver.received] == ["ftjob-b", "ftjob-a"]
+
+
 def trickle(line: socket.socket) -> None:
     line.sendall(b"HTTP/1.1 200 OK\r\nx-endless: ")
     while True:

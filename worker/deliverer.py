@@ -18,7 +18,8 @@ from app.webhooks.delivery import Claimed, NotDelivered, Outcome
 
 log = logging.getLogger(__name__)
 
-AT_ONCE = 8
+AT_ONCE = 16
+"""Tries of all projects; `delivery.PER_PROJECT` is a quarter, so that it takes several to let all others wait."""
 SETTLING = timedelta(seconds=30)
 """What a lease has beyond the time of a request: for a slow name server before it and the database after it."""
 

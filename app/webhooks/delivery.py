@@ -15,6 +15,8 @@ from app.webhooks.models import WebhookDelivery, WebhookEndpoint
 
 PER_ENDPOINT = 2
 """Tries at once; an endpoint that lets us wait keeps no other's deliveries waiting."""
+PER_PROJECT = 4
+"""The same of a project, which may have a hundred endpoints that let us wait."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,12 +58,15 @@ Outcome = Delivered | Gone | NotDelivered
 def claim(session: Session, *, lease: timedelta) -> Claimed | None:
     """Take the delivery that is due longest, if it is nobody else's."""
     now = func.now()
-    other = aliased(WebhookDelivery)
-    busy = (
-        select(other.endpoint_id)
-        .where(other.status == "pending", other.locked_until > now)
-        .group_by(other.endpoint_id)
-        .having(func.count() >= PER_ENDPOINT)
+    other, its_endpoint = aliased(WebhookDelivery), aliased(WebhookEndpoint)
+    tried = (other.status == "pending", other.locked_until > now)
+    busy = select(other.endpoint_id).where(*tried).group_by(other.endpoint_id).having(func.count() >= PER_ENDPOINT)
+    busy_projects = (
+        select(its_endpoint.project_id)
+        .join(other, other.endpoint_id == its_endpoint.id)
+        .where(*tried)
+        .group_by(its_endpoint.project_id)
+        .having(func.count() >= PER_PROJECT)
     )
     delivery = session.scalar(
         select(WebhookDelivery)
@@ -70,6 +75,9 @@ def claim(session: Session, *, lease: timedelta) -> Claimed | None:
             WebhookDelivery.next_attempt_at <= now,
             or_(WebhookDelivery.locked_until.is_(None), WebhookDelivery.locked_until <= now),
             WebhookDelivery.endpoint_id.not_in(busy),
+            WebhookDelivery.endpoint_id.not_in(
+                select(WebhookEndpoint.id).where(WebhookEndpoint.project_id.in_(busy_projects))
+            ),
         )
         .order_by(WebhookDelivery.next_attempt_at, WebhookDelivery.seq)
         .limit(1)

@@ -24,7 +24,7 @@ from cryptography.x509.oid import NameOID
 from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
-from app.auth import Project
+from app.auth import Project, authenticate, create_key
 from app.db import new_session
 from app.jobs import lifecycle
 from app.jobs.models import Job
@@ -342,6 +342,28 @@ def test_an_endpoint_that_lets_wait_keeps_nobody_else_waiting(
             wait_for(lambda: quick.received, 5)
             assert len(receiver.received) <= delivery.PER_ENDPOINT
             end.set()
+
+
+def test_a_project_whose_endpoints_let_wait_keeps_no_other_project_waiting(
+    session: Session, project: Project, receiver: Receiver
+) -> None:
+    end = threading.Event()
+    receiver.before = lambda: end.wait(10)
+    with session.begin():
+        for name in range(8):
+            service.create(session, project, name=str(name), url=receiver.url, event_types=list(EVENT_TYPES))
+        stranger = authenticate(session, create_key(session, "stranger", "tests"))
+    announce(session, project)
+    announce(session, project, "ftjob-b")
+    with receiving() as quick, deliverers(1, at_once=8):
+        wait_for(lambda: len(receiver.received) == delivery.PER_PROJECT, 5)
+        with session.begin():
+            service.create(session, stranger, name="quick", url=quick.url, event_types=list(EVENT_TYPES))
+        announce(session, stranger, "ftjob-quick")
+        wait_for(lambda: quick.received, 5)
+        assert len(receiver.received) == delivery.PER_PROJECT
+        end.set()
+        wait_for(lambda: statuses(session) == {"delivered"}, 10)
 
 
 def test_a_thread_that_cannot_start_ends_no_delivering(

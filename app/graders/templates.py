@@ -7,6 +7,7 @@ anything else as JSON. `sample.output_json` is there when the sample is JSON.
 import json
 import re
 from collections.abc import Iterator, Mapping
+from functools import cached_property
 from typing import Any
 
 from app.graders.failures import NotGraded
@@ -32,8 +33,9 @@ def check(template: str) -> None:
 def fill(template: str, *, item: Mapping[str, Any], sample: str) -> str:
     """The text with its variables put in. Raises `NotGraded` for one that is not there."""
     filled, length = [], 0
+    answer = _Sample(sample)
     for literal, path in _parts(template):
-        for part in (literal, "" if path is None else _value(path, item=item, sample=sample)):
+        for part in (literal, "" if path is None else _value(path, item=item, sample=answer)):
             length += len(part)
             if length > MAX_CHARACTERS:
                 raise NotGraded(f"A text is filled in to more than {MAX_CHARACTERS} characters.", "other_error")
@@ -69,12 +71,31 @@ def _steps(path: str) -> tuple[str, list[str | int]]:
     return namespace, steps
 
 
-def _value(path: str, *, item: Mapping[str, Any], sample: str) -> str:
+class _Sample:
+    """Parsed when a path first asks for it, and not again for each of the thousands that may follow."""
+
+    def __init__(self, text: str) -> None:
+        self.output_text = text
+
+    @cached_property
+    def output_json(self) -> Any:
+        """Raises `NotGraded`."""
+        try:
+            return json.loads(self.output_text)
+        except (ValueError, RecursionError) as error:
+            raise NotGraded(
+                "The sample is no JSON, so there is no 'sample.output_json'.",
+                "sample_parse_error",
+                "invalid_variable_error",
+            ) from error
+
+
+def _value(path: str, *, item: Mapping[str, Any], sample: _Sample) -> str:
     namespace, steps = _steps(path)
-    found: Any = item if namespace == "item" else {"output_text": sample}
+    found: Any = item
+    if namespace == "sample":
+        found = sample.output_text if steps.pop(0) == "output_text" else sample.output_json
     try:
-        if steps[0] == "output_json" and namespace == "sample":
-            found = {"output_json": _json_of(sample)}
         for step in steps:
             found = _child(found, step)
         return found if isinstance(found, str) else json.dumps(found, ensure_ascii=False)
@@ -90,14 +111,3 @@ def _child(parent: Any, step: str | int) -> Any:
             return parent[index]
         case _:
             raise LookupError(step)
-
-
-def _json_of(sample: str) -> Any:
-    try:
-        return json.loads(sample)
-    except (ValueError, RecursionError) as error:
-        raise NotGraded(
-            "The sample is no JSON, so there is no 'sample.output_json'.",
-            "sample_parse_error",
-            "invalid_variable_error",
-        ) from error

@@ -207,6 +207,15 @@ def test_a_sample_nested_without_end_is_no_json() -> None:
     assert "sample_parse_error" in answer.flags
 
 
+def test_a_sample_is_parsed_once_for_all_paths_into_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A request has room for thousands of paths and for a sample that takes a millisecond to parse."""
+    loads, parsed = json.loads, []
+    monkeypatch.setattr(json, "loads", lambda text: parsed.append(text) or loads(text))
+    sample = json.dumps({"x": "a", "y": [["b"]] * 5_000})
+    assert templates.fill("{{sample.output_json.x}}" * 1_000, item={}, sample=sample) == "a" * 1_000
+    assert len(parsed) == 1
+
+
 def test_an_item_may_be_left_out(client: TestClient) -> None:
     body = {"grader": check(reference="yes"), "model_sample": "yes"}
     for sent in (body, {**body, "item": None}):

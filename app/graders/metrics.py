@@ -9,11 +9,21 @@ from typing import Literal, assert_never
 from rapidfuzz import fuzz
 from rapidfuzz.distance import LCSseq
 
+from app.graders.failures import NotGraded
+
 Metric = Literal["fuzzy_match", "bleu", "gleu", "rouge_1", "rouge_2", "rouge_3", "rouge_4", "rouge_5", "rouge_l"]
+
+MAX_CHARACTERS = 40_000
+"""Of both texts together. Work grows with their product: beyond this, letters of Chinese keep the whole process, which
+runs nothing else meanwhile, for seconds; within it each comparison takes some tenths of one."""
 
 
 def similarity(metric: Metric, text: str, reference: str) -> float:
-    """Of a text to what it should have been."""
+    """Of a text to what it should have been. Raises `NotGraded` for texts that are too long to compare."""
+    if len(text) + len(reference) > MAX_CHARACTERS:
+        raise NotGraded(
+            f"A text and its reference have more than {MAX_CHARACTERS} characters to compare.", "other_error"
+        )
     match metric:
         case "fuzzy_match":
             return fuzz.ratio(text, reference) / 100

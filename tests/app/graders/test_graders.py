@@ -1,12 +1,16 @@
 """Graders: what they make of a sample, what is flagged in the answer, and what is refused before."""
 
+import asyncio
 import json
 import math
+import random
 import time
 from contextlib import suppress
 from typing import Any
 
 import pytest
+from anyio import to_thread
+from httpx import ASGITransport, AsyncClient
 from hypothesis import given
 from hypothesis import strategies as st
 from openai import BadRequestError
@@ -21,6 +25,7 @@ from app.graders.run import Grade, grade
 from app.graders.schemas import GraderRun, GraderValidate
 from app.http import invalid_request
 from app.jobs.spec import SpecPart
+from app.main import create_app
 from tests.stock import stock
 
 URL = "/v1/fine_tuning/alpha/graders"
@@ -148,11 +153,53 @@ def test_rouge_l_is_rouge_scores(text: str, reference: str) -> None:
 
 
 @pytest.mark.parametrize("metric", ["fuzzy_match", "bleu", "gleu", "rouge_1", "rouge_l"])
-def test_long_texts_are_graded_in_seconds(metric: Any) -> None:
-    text, reference = "a b c d e " * 10_000, "a c b d f " * 10_000
-    began = time.monotonic()
-    assert 0 < metrics.similarity(metric, text, reference) < 1
-    assert time.monotonic() - began < 10
+def test_the_longest_texts_are_graded_in_seconds(metric: str) -> None:
+    """By ten graders at once, in the letters that are the slowest to compare and in the shortest words."""
+    half = metrics.MAX_CHARACTERS // 2
+    chance = random.Random(1)  # noqa: S311  no secret
+    letters = [chr(chance.randrange(0x4E00, 0x9E00)) for _ in range(2 * half)]
+    grader = multi("a0", **{f"a{number}": likeness(metric) for number in range(10)})
+    for text, answer in (
+        ("".join(letters[:half]), "".join(letters[half:])),
+        ("a b c d e " * (half // 10), "a c b d f " * (half // 10)),
+        (".," * (half // 2), ",." * (half // 2)),
+    ):
+        began = time.monotonic()
+        assert reward(grader, text, answer=answer) <= 1
+        assert time.monotonic() - began < 10
+
+
+@pytest.mark.parametrize("metric", ["fuzzy_match", "bleu", "gleu", "rouge_1", "rouge_l"])
+def test_longer_texts_are_flagged(metric: str) -> None:
+    answer = graded(likeness(metric), "x" * metrics.MAX_CHARACTERS, answer="y")
+    assert (answer.reward, answer.flags) == (0, {"other_error"})
+    assert str(metrics.MAX_CHARACTERS) in (answer.message or "")
+
+
+def test_graders_that_compute_leave_the_threads_to_other_requests(key: str) -> None:
+    """Runs that wait for their turn hold none, so a plain question is answered before most of them."""
+    text = ".," * (metrics.MAX_CHARACTERS // 4)
+    grader = multi("a + b", a=likeness("bleu"), b=likeness("bleu"))
+    body = {"grader": grader, "model_sample": text, "item": {"answer": text[::-1]}}
+    done: list[str] = []
+
+    async def ask(api: AsyncClient, method: str, path: str, **sent: Any) -> None:
+        assert (await api.request(method, path, **sent)).status_code == 200
+        done.append(path)
+
+    async def ask_all() -> None:
+        to_thread.current_default_thread_limiter().total_tokens = 4
+        transport = ASGITransport(create_app())
+        headers = {"Authorization": f"Bearer {key}"}
+        async with AsyncClient(transport=transport, base_url="http://tests", headers=headers, timeout=60) as api:
+            await ask(api, "POST", f"{URL}/run", json=body)
+            runs = [asyncio.create_task(ask(api, "POST", f"{URL}/run", json=body)) for _ in range(8)]
+            await asyncio.sleep(0)
+            await asyncio.gather(ask(api, "GET", "/v1/files"), *runs)
+
+    asyncio.run(ask_all())
+    assert len(done) == 10
+    assert done.index("/v1/files") < 5
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ ServiceError                 500
 ├── NotFound                 404   also what belongs to another project
 ├── TooSlow                  408   a body that trickles
 ├── TooLarge                 413
+├── TooMany                  429   too much at once; ask again
 └── Unavailable              503   the database does not answer; ask again
 
 A job that fails in training is data of the job, not one of these.
@@ -87,6 +88,14 @@ class TooLarge(ServiceError):
     status_code = 413
     type = "invalid_request_error"
     code = "too_large"
+
+
+class TooMany(ServiceError):
+    """More at once than is done at once; a retry mends it."""
+
+    status_code = 429
+    type = "rate_limit_error"
+    code = "rate_limit_exceeded"
 
 
 class Unavailable(ServiceError):

@@ -24,7 +24,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app import auth
 from app.auth import Project
 from app.db import new_session
-from app.errors import InvalidRequest, NotAuthenticated, ServiceError, Unavailable
+from app.errors import InvalidRequest, NotAuthenticated, ServiceError, TooMany, Unavailable
 from app.pages import Page
 from app.reads import Reads
 from app.settings import get_settings
@@ -175,7 +175,8 @@ def install(app: FastAPI) -> None:
 def envelope(error: ServiceError) -> JSONResponse:
     """A refusal as it is answered."""
     body = ErrorBody(message=error.message, type=error.type, param=error.param, code=error.code)
-    headers = {"retry-after": "1"} if error.status_code == Unavailable.status_code else None
+    again = error.status_code in (TooMany.status_code, Unavailable.status_code)
+    headers = {"retry-after": "1"} if again else None
     if error.status_code == NotAuthenticated.status_code:
         headers = {"www-authenticate": "Bearer"}
     return JSONResponse({"error": body.model_dump()}, status_code=error.status_code, headers=headers)

@@ -1,11 +1,10 @@
 """/v1/webhook_endpoints and /v1/webhook_event_types"""
 
-import threading
 from typing import Annotated
 
 from fastapi import APIRouter, Path
 
-from app.errors import InvalidRequest, Unavailable
+from app.errors import InvalidRequest
 from app.http import After, CallerDep, ListRead, SessionDep, limit_query, list_of
 from app.webhooks import addresses, sending, service
 from app.webhooks.models import EVENT_TYPES
@@ -21,14 +20,14 @@ from app.webhooks.schemas import (
     EventTypeList,
     SecretRotation,
 )
+from app.webhooks.turns import Turns
 
 router = APIRouter(prefix="/v1", tags=["webhooks"])
 
 EndpointId = Annotated[str, Path(description="Id of an endpoint.")]
 DeliveryId = Annotated[str, Path(description="Id of one of the endpoint's deliveries.")]
 
-_tests_at_once = threading.BoundedSemaphore(4)
-"""Each waits for a stranger's server, on a thread that other requests want too."""
+_tests = Turns(4, per_project=2)
 
 
 @router.get("/webhook_event_types")
@@ -113,15 +112,12 @@ def test_webhook_endpoint(
     with session.begin():
         endpoint = service.get(session, caller, webhook_endpoint_id)
         secrets = service.signing_secrets(session, endpoint)
-    if not _tests_at_once.acquire(blocking=False):
-        raise Unavailable("Other endpoints are being tested just now. Try again.")
+    event_id, body = service.event(given.event_type, subject="ftjob-sample")
     try:
-        event_id, body = service.event(given.event_type, subject="ftjob-sample")
-        status_code = sending.send(endpoint.url, event_id, body, secrets)
+        with _tests.turn(caller.id):
+            status_code = sending.send(endpoint.url, event_id, body, secrets)
     except sending.NotSent as error:
         raise InvalidRequest(str(error), param="url", code="webhook_not_answered") from error
-    finally:
-        _tests_at_once.release()
     return EndpointTestRead(webhook_endpoint_id=endpoint.id, event_type=given.event_type, status_code=status_code)
 
 

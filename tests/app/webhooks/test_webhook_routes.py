@@ -2,6 +2,8 @@
 
 import json
 import logging
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from typing import Any
 
@@ -17,6 +19,7 @@ from app.webhooks import service
 from app.webhooks.models import EVENT_TYPES, WebhookDelivery, WebhookEndpoint
 from tests.conftest import SetSettings
 from tests.receiver import receiving
+from tests.running import wait_for
 
 URL = "http://127.0.0.1:9/hook"
 ENDPOINTS = "/v1/webhook_endpoints"
@@ -85,6 +88,28 @@ def test_a_test_that_nobody_answers_says_so(client: TestClient) -> None:
     endpoint = make(client, url=closed.url).json()["id"]
     error = error_of(client.post(f"{ENDPOINTS}/{endpoint}/test", json={"event_type": EVENT_TYPES[0]}))
     assert (error["param"], error["code"]) == ("url", "webhook_not_answered")
+
+
+def test_more_tests_at_once_than_are_made_at_once_are_told_to_come_again(client: TestClient, session: Session) -> None:
+    """Of one project; another's test goes on beside them."""
+    with session.begin():
+        other = {"Authorization": f"Bearer {create_key(session, 'other', 'tests')}"}
+    end = threading.Event()
+    with receiving() as silent, receiving() as quick, ThreadPoolExecutor() as threads:
+        silent.before = lambda: end.wait(10)
+        path = f"{ENDPOINTS}/{make(client, url=silent.url).json()['id']}/test"
+        sample = {"event_type": EVENT_TYPES[0]}
+        waiting = [threads.submit(client.post, path, json=sample) for _ in range(2)]
+        wait_for(lambda: len(silent.received) == 2, 5)
+        refused = client.post(path, json=sample)
+        theirs = {"name": "hook", "url": quick.url, "event_types": [EVENT_TYPES[0]]}
+        endpoint = client.post(ENDPOINTS, json=theirs, headers=other).json()["id"]
+        assert client.post(f"{ENDPOINTS}/{endpoint}/test", json=sample, headers=other).json()["status_code"] == 200
+        end.set()
+        assert [test.result().status_code for test in waiting] == [200, 200]
+        assert client.post(path, json=sample).status_code == 200
+    assert error_of(refused, 429)["code"] == "rate_limit_exceeded"
+    assert refused.headers["retry-after"] == "1"
 
 
 def test_a_sample_is_signed_as_an_event_would_be(client: TestClient) -> None:

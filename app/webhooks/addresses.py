@@ -6,7 +6,9 @@ can: the database beside it, a cloud's metadata, the office's printers.
 
 import re
 import socket
+import threading
 from collections.abc import Callable
+from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
@@ -19,6 +21,8 @@ from app.settings import get_settings
 IP = IPv4Address | IPv6Address
 Lookup = Callable[[str, int], list[str]]
 """A name and a port to all addresses of the name."""
+PATIENCE = 8.0
+"""Seconds that a name may take to resolve; by default the resolver goes on to its second server after 5."""
 
 _NAME = re.compile(r"[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?(\.[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?)*", re.IGNORECASE)
 _NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*", re.IGNORECASE)
@@ -67,12 +71,22 @@ class Target:
 
 
 def lookup(host: str, port: int) -> list[str]:
-    """Ask the system's resolver."""
-    return [str(found[4][0]) for found in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
+    """Ask the system's resolver, which may take half a minute and cannot be told to stop: a thread waits it out."""
+    answer: Future[list[str]] = Future()
+
+    def ask() -> None:
+        try:
+            found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+            answer.set_result([str(address[0]) for *_, address in found])
+        except (OSError, UnicodeError) as error:
+            answer.set_exception(error)
+
+    threading.Thread(target=ask, name=f"look-up of {host}", daemon=True).start()
+    return answer.result(PATIENCE)
 
 
 def resolve(address: str, ask: Lookup = lookup) -> Target:
-    """Resolve once, and check everything found. Raises `AddressRefused`; may wait for a name server."""
+    """Resolve once, and check everything found. Raises `AddressRefused`; may wait some seconds for a name server."""
     url = _parse(address)
     host = url.raw_host.decode("ascii").removesuffix(".")
     found = _addresses(host, url.port or _default_port(url), ask)

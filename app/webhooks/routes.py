@@ -27,6 +27,7 @@ router = APIRouter(prefix="/v1", tags=["webhooks"])
 EndpointId = Annotated[str, Path(description="Id of an endpoint.")]
 DeliveryId = Annotated[str, Path(description="Id of one of the endpoint's deliveries.")]
 
+_look_ups = Turns(8, per_project=4)
 _tests = Turns(4, per_project=2)
 
 
@@ -39,7 +40,8 @@ def list_webhook_event_types(caller: CallerDep) -> EventTypeList:  # noqa: ARG00
 @router.post("/webhook_endpoints")
 def create_webhook_endpoint(given: EndpointCreate, caller: CallerDep, session: SessionDep) -> EndpointReadWithSecret:
     """Name an address that is told how jobs end. The answer is the only one with the secret that signs."""
-    addresses.resolve(given.url)  # before the transaction: a name server may be slow
+    with _look_ups.turn(caller.id):  # and no transaction yet: a name server may be slow
+        addresses.resolve(given.url)
     with session.begin():
         endpoint = service.create(
             session, caller, name=given.name, url=given.url, event_types=list[str](given.event_types)
@@ -73,7 +75,8 @@ def update_webhook_endpoint(
 ) -> EndpointRead:
     """Change an endpoint. Setting its `url` enables it again after a 410."""
     if given.url is not None:
-        addresses.resolve(given.url)
+        with _look_ups.turn(caller.id):
+            addresses.resolve(given.url)
     with session.begin():
         endpoint = service.change(
             session,

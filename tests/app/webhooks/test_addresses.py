@@ -1,8 +1,13 @@
 """Which addresses webhooks may be sent to: a table of what attackers write."""
 
+import socket
+import threading
+import time
+
 import pytest
 
 from app.settings import Settings
+from app.webhooks import addresses
 from app.webhooks.addresses import AddressRefused, resolve
 from tests.conftest import SetSettings
 
@@ -135,6 +140,17 @@ def test_localhost_is_refused_by_name() -> None:
 def test_a_name_that_does_not_resolve_is_refused() -> None:
     with pytest.raises(AddressRefused, match="does not resolve"):
         resolve("https://nobody.invalid/")
+
+
+def test_a_name_that_takes_long_to_resolve_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    end = threading.Event()
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: end.wait(10) and [])
+    monkeypatch.setattr(addresses, "PATIENCE", 0.2)
+    begun = time.monotonic()
+    with pytest.raises(AddressRefused, match=r"slow\.example does not resolve just now"):
+        resolve("https://slow.example/")
+    assert time.monotonic() - begun < 5
+    end.set()
 
 
 @pytest.mark.parametrize(

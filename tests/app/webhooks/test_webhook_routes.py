@@ -1,21 +1,26 @@
 """Webhook endpoints, as a user manages them."""
 
+import asyncio
 import json
 import logging
+import socket
 import threading
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from typing import Any
 
 import openai
 import pytest
+from httpx import ASGITransport, AsyncClient, Response
 from sqlalchemy import select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 from starlette.testclient import TestClient
 
 from app.auth import Project, create_key
-from app.webhooks import service
+from app.main import create_app
+from app.webhooks import addresses, service
 from app.webhooks.models import EVENT_TYPES, WebhookDelivery, WebhookEndpoint
 from tests.conftest import SetSettings
 from tests.receiver import receiving
@@ -187,6 +192,45 @@ def test_half_a_character_is_refused_and_no_secret_is_logged_with_it(
         response = client.post(ENDPOINTS, content=content, headers={"content-type": "application/json"})
         assert error_of(response)["param"] == field
     assert "whsec_" not in caplog.text
+
+
+def test_names_that_take_long_to_resolve_hold_up_no_other_request(
+    key: str, session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More of them than the API has threads; beyond a few of a project's they are told to come again."""
+    end, ask = threading.Event(), socket.getaddrinfo
+
+    def ask_slowly(host: Any, *args: Any, **options: Any) -> Any:
+        if host == "slow.invalid":
+            end.wait(20)
+            raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
+        return ask(host, *args, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", ask_slowly)
+    monkeypatch.setattr(addresses, "PATIENCE", 20)
+    with session.begin():
+        other = {"Authorization": f"Bearer {create_key(session, 'other', 'tests')}"}
+
+    async def create_all() -> list[Response]:
+        headers = {"Authorization": f"Bearer {key}"}
+        transport = ASGITransport(create_app())
+        async with AsyncClient(transport=transport, base_url="http://tests", headers=headers, timeout=60) as api:
+            fields = {"name": "hook", "event_types": [EVENT_TYPES[0]]}
+            given = fields | {"url": "https://slow.invalid/"}
+            slow = [asyncio.create_task(api.post(ENDPOINTS, json=given)) for _ in range(45)]
+            await asyncio.sleep(1)
+            try:
+                async with asyncio.timeout(10):
+                    assert (await api.get("/v1/files")).status_code == 200
+                    theirs = await api.post(ENDPOINTS, json=fields | {"url": URL}, headers=other)
+                    assert theirs.status_code == 200
+            finally:
+                end.set()
+            return await asyncio.gather(*slow)
+
+    answers = asyncio.run(create_all())
+    assert Counter(answer.status_code for answer in answers) == {400: 4, 429: 41}
+    assert {answer.json()["error"]["param"] for answer in answers} == {"url", None}
 
 
 def test_a_refused_address_is_named_with_the_setting_that_allows_it(

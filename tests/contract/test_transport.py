@@ -10,6 +10,7 @@ from starlette.testclient import TestClient
 from app.auth import Project, create_key
 from app.jobs import events, lifecycle
 from app.main import create_app
+from app.registry import names
 from app.registry import service as registry
 from app.settings import get_settings
 from app.webhooks import service as webhooks
@@ -54,7 +55,7 @@ def job(session: Session, project: Project) -> str:
         made = make_queued_job(session, project).id
         claim = take(session)
         for step in range(1, 12):
-            name = registry.name_of_checkpoint("ft:tiny:default::1", step)
+            name = names.of_checkpoint("ft:tiny:default::1", step)
             manifest = make_manifest(session, claim, name).model_copy(update={"step": step})
             model = registry.register(session, manifest, manifest_sha256="6" * 64)
             lifecycle.enter_checkpoint(session, model, {"step": step})

@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from typing import Any, Literal
 
 from fastapi import FastAPI, Response
+from fastapi_offline import FastAPIOffline
 from pydantic import BaseModel
 from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
@@ -63,16 +64,6 @@ class BrokerWatch:
         return self._answers
 
 
-class DescribedApi(FastAPI):
-    """Its description at /docs has an example of every call."""
-
-    def openapi(self) -> dict[str, Any]:
-        """Made at the first request for it, and kept."""
-        if self.openapi_schema is None:
-            openapi.add_examples(super().openapi())  # which keeps what it returns
-        return super().openapi()
-
-
 def create_app() -> FastAPI:
     """The whole API, its tables and broker named by the settings."""
     feeds, reads = Feeds(), Reads()
@@ -83,7 +74,7 @@ def create_app() -> FastAPI:
         await feeds.close()
         await reads.close()
 
-    api = DescribedApi(
+    api = FastAPIOffline(  # /docs needs no other host, which a browser in a closed network could not reach
         lifespan=alive,
         title="finetuned",
         summary="Fine-tunes language models on your own GPUs, behind the OpenAI fine-tuning API.",
@@ -94,6 +85,15 @@ def create_app() -> FastAPI:
         responses={"4XX": {"model": http.ErrorRead}, "5XX": {"model": http.ErrorRead}},
     )
     http.install(api)
+    describe = api.openapi
+
+    def describe_with_examples() -> dict[str, Any]:
+        """Made at the first request for it, and kept."""
+        if api.openapi_schema is None:
+            openapi.add_examples(describe())  # which keeps what it returns
+        return describe()
+
+    api.openapi = describe_with_examples  # type: ignore[method-assign]  # as FastAPI's documentation has it
     api.state.feeds, api.state.reads = feeds, reads
     for slice_ in (
         app.files.routes,

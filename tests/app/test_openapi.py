@@ -1,10 +1,12 @@
 """The document behind /docs: every call is described, and its example is what the server sends today."""
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
 import jsonschema_rs
 import pytest
+from starlette.testclient import TestClient
 
 from app import openapi
 from app.main import create_app
@@ -91,3 +93,13 @@ def differences(recorded: Any, now: Any, at: str = "") -> list[str]:
             return []
         case _:
             return [] if type(recorded) is type(now) else [f"{at} is recorded as {recorded!r} and sent as {now!r}"]
+
+
+@pytest.mark.parametrize("page", ["/docs", "/redoc"])
+def test_the_pages_of_the_description_need_no_other_host(client: TestClient, page: str) -> None:
+    html = client.get(page).text
+    assets = re.findall(r'(?:src|href)="([^"]+)"', html)
+    assert len(assets) >= 2
+    for asset in assets:
+        assert asset.startswith("/"), asset
+        assert client.get(asset).is_success, asset

@@ -24,7 +24,7 @@ class Receiver:
     received: list[Received] = field(default_factory=list)
     answer: Callable[[int], int] = lambda _: 200
     """The number of a request, from 0, to its status."""
-    location: str = ""
+    headers: dict[str, str] = field(default_factory=dict)
     before: Callable[[], object] = lambda: None
     """What happens before an answer."""
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -47,8 +47,8 @@ def receiving() -> Iterator[Receiver]:
                 receiver.received.append(Received(self.path, headers, body))
             receiver.before()
             self.send_response(receiver.answer(number))
-            if receiver.location:
-                self.send_header("location", receiver.location)
+            for header in receiver.headers.items():
+                self.send_header(*header)
             self.send_header("content-length", "2")
             self.end_headers()
             self.wfile.write(b"ok")

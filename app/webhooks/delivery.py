@@ -50,6 +50,8 @@ class NotDelivered:
 
     error: str
     status_code: int | None = None
+    retry_after: timedelta | None = None
+    """How long it wants to be left alone, where it has too much to do or is down."""
 
 
 Outcome = Delivered | Gone | NotDelivered
@@ -103,15 +105,17 @@ def claim(session: Session, *, lease: timedelta) -> Claimed | None:
 def attempt(claimed: Claimed) -> Outcome:
     """Send, and say what came of it."""
     try:
-        status_code = sending.send(claimed.url, claimed.event_id, claimed.body, claimed.secrets)
+        answer = sending.send(claimed.url, claimed.event_id, claimed.body, claimed.secrets)
     except (sending.NotSent, AddressRefused) as error:
         return NotDelivered(str(error))
+    status_code = answer.status_code
     if 200 <= status_code < 300:
         return Delivered(status_code)
     if status_code == 410:
         return Gone()
     hint = "; redirects are not followed" if 300 <= status_code < 400 else ""
-    return NotDelivered(f"The endpoint answered {status_code}{hint}.", status_code)
+    retry_after = answer.retry_after if status_code in (429, 503) else None
+    return NotDelivered(f"The endpoint answered {status_code}{hint}.", status_code, retry_after)
 
 
 def settle(session: Session, claimed: Claimed, outcome: Outcome) -> None:
@@ -134,21 +138,22 @@ def settle(session: Session, claimed: Claimed, outcome: Outcome) -> None:
         case Gone():
             delivery.status, delivery.next_attempt_at = "failed", None
             delivery.last_status_code, delivery.last_error = 410, "The endpoint answered 410 and was disabled."
-        case NotDelivered(error, status_code):
+        case NotDelivered(error, status_code, retry_after):
             delivery.last_status_code, delivery.last_error = status_code, error
             if delivery.status == "pending":
-                _wait_or_give_up(delivery)
+                _wait_or_give_up(delivery, retry_after or timedelta(0))
         case _:
             assert_never(outcome)
     session.flush()
 
 
-def _wait_or_give_up(delivery: WebhookDelivery) -> None:
+def _wait_or_give_up(delivery: WebhookDelivery, asked: timedelta) -> None:
+    """As long as the table says, or as long as was asked for up to the table's longest."""
     delays = get_settings().webhook_retry_delays
     if delivery.failures >= len(delays):
         delivery.status, delivery.next_attempt_at = "failed", None
     else:
         # Later by up to a quarter, so that what failed together does not come back together.
-        delay = delays[delivery.failures] * random.uniform(1, 1.25)  # noqa: S311  no secret
-        delivery.next_attempt_at = func.now() + delay
+        delay = max(delays[delivery.failures], min(asked, max(delays)))
+        delivery.next_attempt_at = func.now() + delay * random.uniform(1, 1.25)  # noqa: S311  no secret
     delivery.failures += 1

@@ -118,10 +118,12 @@ def test_webhook_endpoint(
     event_id, body = service.event(given.event_type, subject="ftjob-sample")
     try:
         with _tests.turn(caller.id):
-            status_code = sending.send(endpoint.url, event_id, body, secrets)
+            answer = sending.send(endpoint.url, event_id, body, secrets)
     except sending.NotSent as error:
         raise InvalidRequest(str(error), param="url", code="webhook_not_answered") from error
-    return EndpointTestRead(webhook_endpoint_id=endpoint.id, event_type=given.event_type, status_code=status_code)
+    return EndpointTestRead(
+        webhook_endpoint_id=endpoint.id, event_type=given.event_type, status_code=answer.status_code
+    )
 
 
 @router.get("/webhook_endpoints/{webhook_endpoint_id}/deliveries")

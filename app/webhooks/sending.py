@@ -1,9 +1,12 @@
 """The request itself: signed, and sent to the IP address that was checked and to no other."""
 
+import re
 import ssl
 import time
 from collections.abc import Iterable
-from datetime import UTC, datetime
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from typing import Any
 
@@ -19,6 +22,15 @@ MAX_ANSWER_BYTES = 4096
 """What is read of an answer, so that its sender can finish; nobody looks at it."""
 
 
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What an endpoint says to an event."""
+
+    status_code: int
+    retry_after: timedelta | None = None
+    """How long it wants to be left alone, if it names a time."""
+
+
 class NotSent(Exception):
     """No answer came; the message says why."""
 
@@ -31,8 +43,8 @@ def send(
     *,
     ask: Lookup = addresses.lookup,
     tls: ssl.SSLContext | None = None,
-) -> int:
-    """POST a signed event to an address that was checked just now; returns the status of the answer.
+) -> Answer:
+    """POST a signed event to an address that was checked just now.
 
     Raises `AddressRefused`, or `NotSent` when no answer comes in time. Follows no redirect and asks no proxy: the
     connection goes to the very IP address that was checked, whatever the name resolves to by then.
@@ -62,12 +74,23 @@ def send(
             ) as response,
         ):
             _drain(response)
-            return response.status
+            return Answer(response.status, _retry_after(response))
     except httpcore.TimeoutException as error:
         raise NotSent(f"The endpoint has not answered within {timeout:g} s.") from error
     except (httpcore.NetworkError, httpcore.ProtocolError) as error:
         said = str(error).rstrip(".") or type(error).__name__
         raise NotSent(f"The endpoint could not be reached: {said}.") from error
+
+
+def _retry_after(response: httpcore.Response) -> timedelta | None:
+    """Seconds or a date, as HTTP has it; anything else is as good as nothing."""
+    said = next((value for name, value in response.headers if name.lower() == b"retry-after"), b"")
+    text = said.decode("ascii", errors="replace").strip()
+    if re.fullmatch("[0-9]{1,9}", text):
+        return timedelta(seconds=int(text))
+    with suppress(ValueError):
+        return datetime.strptime(text, "%a, %d %b %Y %H:%M:%S GMT").replace(tzinfo=UTC) - datetime.now(UTC)
+    return None
 
 
 def _drain(response: httpcore.Response) -> None:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from pathlib import Path
 from typing import Any
 
@@ -186,6 +187,42 @@ def make_due_or_new(session: Session) -> None:
         make_due(session)
 
 
+@pytest.mark.parametrize(
+    ("status", "retry_after", "wait"),
+    [
+        (429, "600", timedelta(minutes=10)),
+        (503, " 600 ", timedelta(minutes=10)),
+        (503, "in 10 minutes", timedelta(minutes=10)),  # as a date
+        (500, "600", timedelta(seconds=5)),
+        (429, "1", timedelta(seconds=5)),
+        (429, "0", timedelta(seconds=5)),
+        (429, "-1", timedelta(seconds=5)),
+        (429, "soon", timedelta(seconds=5)),
+        (429, "9" * 5000, timedelta(seconds=5)),
+        (429, "Fri, 31 Dec 1999 23:59:59 GMT", timedelta(seconds=5)),
+        (429, "999999999", timedelta(hours=24)),
+        (429, "Fri, 31 Dec 9999 23:59:59 GMT", timedelta(hours=24)),
+    ],
+)
+def test_an_endpoint_that_asks_for_time_is_given_it_within_the_tables_bounds(
+    session: Session,
+    project: Project,
+    receiver: Receiver,
+    endpoint: WebhookEndpoint,
+    status: int,
+    retry_after: str,
+    wait: timedelta,
+) -> None:
+    if retry_after == "in 10 minutes":
+        retry_after = format_datetime(datetime.now(UTC) + timedelta(minutes=10), usegmt=True)
+    receiver.answer, receiver.headers = lambda _: status, {"retry-after": retry_after}
+    announce(session, project)
+    assert isinstance(deliver(session), NotDelivered)
+    waiting = row(session).next_attempt_at
+    assert waiting is not None
+    assert wait - timedelta(seconds=3) < waiting - datetime.now(UTC) <= wait * 1.25
+
+
 def test_after_a_rotation_both_secrets_sign_for_a_day(
     session: Session, project: Project, receiver: Receiver, endpoint: WebhookEndpoint
 ) -> None:
@@ -225,7 +262,7 @@ def test_a_rotation_ends_the_old_secret_at_once_unless_asked_otherwise(
 def test_a_redirect_is_not_followed(
     session: Session, project: Project, receiver: Receiver, endpoint: WebhookEndpoint, status: int
 ) -> None:
-    receiver.answer, receiver.location = lambda _: status, "/elsewhere"
+    receiver.answer, receiver.headers = lambda _: status, {"location": "/elsewhere"}
     announce(session, project)
     outcome = deliver(session)
     assert outcome == NotDelivered(f"The endpoint answered {status}; redirects are not followed.", status)
@@ -431,7 +468,7 @@ def test_an_answer_that_does_not_come_is_given_up_in_time(
 def test_an_answer_without_end_is_read_to_its_first_bytes() -> None:
     begun = time.monotonic()
     with answering(send_without_end) as port:
-        assert sending.send(f"http://127.0.0.1:{port}/", "evt_x", "{}", [SECRET]) == 200
+        assert sending.send(f"http://127.0.0.1:{port}/", "evt_x", "{}", [SECRET]).status_code == 200
     assert time.monotonic() - begun < 2
 
 
@@ -445,7 +482,7 @@ def test_an_address_that_nobody_listens_at_is_passed_over_for_the_next(
 ) -> None:
     set_settings(webhook_allow="127.0.0.0/8, ::1/128")
     url = f"http://two.invalid:{receiver.port}/"
-    assert sending.send(url, "evt_x", "{}", [SECRET], ask=lambda _host, _port: ["::1", "127.0.0.1"]) == 200
+    assert sending.send(url, "evt_x", "{}", [SECRET], ask=lambda _host, _port: ["::1", "127.0.0.1"]).status_code == 200
 
 
 def test_a_certificate_must_be_of_the_name_in_the_address(tmp_path: Path) -> None:
@@ -463,7 +500,9 @@ def test_a_certificate_must_be_of_the_name_in_the_address(tmp_path: Path) -> Non
     def send(name: str, tls: ssl.SSLContext | None) -> int:
         with answering(answer) as port:
             url = f"https://{name}:{port}/hook"
-            return sending.send(url, "evt_x", "{}", [SECRET], ask=lambda _host, _port: ["127.0.0.1"], tls=tls)
+            return sending.send(
+                url, "evt_x", "{}", [SECRET], ask=lambda _host, _port: ["127.0.0.1"], tls=tls
+            ).status_code
 
     assert send("hooks.invalid", ours) == 202
     with pytest.raises(sending.NotSent, match=r"not valid for 'other\.invalid'"):
@@ -525,7 +564,7 @@ def test_a_name_that_leads_elsewhere_by_now_is_not_connected_to(receiver: Receiv
         return ["127.0.0.1"] if len(asked) == 1 else ["127.0.0.2"]
 
     url = f"http://rebinding.invalid:{receiver.port}/hook"
-    assert sending.send(url, "evt_x", "{}", [SECRET], ask=rebinding) == 200
+    assert sending.send(url, "evt_x", "{}", [SECRET], ask=rebinding).status_code == 200
     assert asked == [("rebinding.invalid", receiver.port)]
     assert receiver.received[0].headers["host"] == f"rebinding.invalid:{receiver.port}"
 

@@ -167,7 +167,7 @@ def install(app: FastAPI) -> None:
             # Whichever the page asks for: the stock clients send a dozen of their own, and more with each version. What
             # lets a page in is its origin and the key that it holds; there are no cookies to ride on.
             allow_headers=["*"],
-            expose_headers=["etag", "x-request-id", "retry-after"],
+            expose_headers=["etag", "x-request-id", "retry-after", "x-log-start"],
             max_age=600,
         )
 

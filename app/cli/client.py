@@ -14,6 +14,8 @@ import typer
 from app.settings import get_settings
 
 TRIES = 6
+LOST_TRIES = 60
+"""Tries at a server that went away, some eight minutes: a deployment, or a laptop that slept."""
 LONGEST_WAIT = 8.0
 MENDED_BY_A_RETRY = {408, 409, 429, 500, 502, 503, 504}
 
@@ -34,6 +36,14 @@ class Refused(CommandFailed):
         self.param: str | None = error.get("param")
 
 
+class Lost(CommandFailed):
+    """The connection broke off, or there never was one."""
+
+    def __init__(self, url: str, error: httpx.TransportError) -> None:
+        super().__init__(f"{url} does not answer: {str(error) or type(error).__name__}. Is the server running?")
+        self.was_silence = isinstance(error, httpx.ReadTimeout)
+
+
 class Client:
     """A server of finetuned, over HTTP like any client's."""
 
@@ -49,11 +59,11 @@ class Client:
 
     def get(self, path: str, **query: Any) -> Any:
         """What the server answers. Raises `CommandFailed`."""
-        return self._tried(lambda: self.http.get(path, params=_given(query))).json()
+        return _read(self._tried(lambda: self.http.get(path, params=_given(query))))
 
     def post(self, path: str, body: Any = None, *, headers: dict[str, str] | None = None) -> Any:
         """Likewise; what is posted here can be posted twice without harm. Raises `CommandFailed`."""
-        return self._tried(lambda: self.http.post(path, json=body, headers=headers)).json()
+        return _read(self._tried(lambda: self.http.post(path, json=body, headers=headers)))
 
     def upload(self, path: Path, purpose: str) -> Any:
         """Send a file, from the disk. Raises `CommandFailed`."""
@@ -64,15 +74,16 @@ class Client:
                     "/v1/files", data={"purpose": purpose}, files={"file": (path.name, file)}, timeout=None
                 )
 
-        return self._tried(send).json()
+        return _read(self._tried(send))
 
     @contextmanager
     def stream(self, path: str, **query: Any) -> Iterator[httpx.Response]:
-        """A long answer, as it comes; silence is borne for a minute. Raises `CommandFailed`."""
-        with self.http.stream("GET", path, params=_given(query)) as response:
-            if response.is_error:
-                response.read()
-            yield _accepted(response)
+        """A long answer, as it comes; silence is borne for a minute. Raises `CommandFailed`, `Lost` among it."""
+        try:
+            with self.http.stream("GET", path, params=_given(query)) as response:
+                yield accepted(response)
+        except httpx.TransportError as error:
+            raise Lost(self.url, error) from error
 
     def _tried(self, send: Callable[[], httpx.Response]) -> httpx.Response:
         """The answer, after some patience with a server that restarts or is busy."""
@@ -81,10 +92,10 @@ class Client:
                 response = send()
             except httpx.TransportError as error:
                 if wait is None:
-                    raise CommandFailed(f"{self.url} does not answer: {error}. Is the server running?") from error
+                    raise Lost(self.url, error) from error
             else:
                 if response.status_code not in MENDED_BY_A_RETRY or wait is None:
-                    return _accepted(response)
+                    return accepted(response)
                 wait = _asked_for(response) or wait
             time.sleep(wait)
         raise AssertionError("the last try returns or raises")
@@ -122,14 +133,27 @@ def _written(path: Path) -> str:
         return ""
 
 
-def _accepted(response: httpx.Response) -> httpx.Response:
+def accepted(response: httpx.Response) -> httpx.Response:
+    """An answer that is none of a refusal. Raises `Refused`, in a proxy's words too, which are no JSON."""
     if response.is_success:
         return response
+    response.read()
     try:
         error = response.json()["error"]
+        raise Refused(response.status_code, {"message": error["message"], "param": error["param"]})
     except (ValueError, KeyError, TypeError):
-        error = {"message": f"{response.request.url} answered {response.status_code}: {response.text[:300]}"}
-    raise Refused(response.status_code, error)
+        said = f"{response.request.url} answered {response.status_code}: {response.text[:300]}"
+        raise Refused(response.status_code, {"message": said}) from None
+
+
+def _read(response: httpx.Response) -> Any:
+    try:
+        return response.json()
+    except ValueError as error:
+        raise CommandFailed(
+            f"{response.request.url} answered what no finetuned server does: {response.text[:100]!r}. Does"
+            " FINETUNED_URL name one?"
+        ) from error
 
 
 def _asked_for(response: httpx.Response) -> float | None:

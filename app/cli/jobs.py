@@ -1,14 +1,17 @@
 """`finetuned jobs | logs | cancel | pause | resume`: what there is, what it prints, and to wish it otherwise."""
 
+import codecs
 import json
+import sys
 import time
-from typing import Annotated, Any
+from collections.abc import Iterator
+from typing import Annotated, Any, NamedTuple
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from app.cli.client import AsJson, connected
+from app.cli.client import LOST_TRIES, AsJson, Client, CommandFailed, Lost, Refused, connected, waits
 from app.cli.watch import duration
 
 JobId = Annotated[str, typer.Argument(metavar="ID", help="The job's id.")]
@@ -51,14 +54,50 @@ def logs(
 ) -> None:
     """Print what the job's trainers print."""
     client = connected()
-    path = f"/v1/fine_tuning/jobs/{job_id}/logs"
-    client.http.timeout = 24 * 3600.0  # a trainer may have nothing to print for hours
-    with client.stream(path, tail=tail, follow=str(follow).lower()) as response:
+    text = codecs.getincrementaldecoder("utf-8")(errors="replace")  # a connection may break in the middle of a letter
+    try:
+        for part in followed(client, job_id, tail) if follow else _log(client, job_id, tail=tail):
+            print(text.decode(part.content), end="", flush=True)
+    except KeyboardInterrupt:
+        raise typer.Exit(1) from None
+
+
+class _Part(NamedTuple):
+    """Some of a log."""
+
+    content: bytes
+    end: int
+    """The bytes of the log up to here."""
+
+
+def _log(client: Client, job_id: str, **query: Any) -> Iterator[_Part]:
+    with client.stream(f"/v1/fine_tuning/jobs/{job_id}/logs", **query) as response:
+        end = int(response.headers["x-log-start"])
+        for content in response.iter_bytes():
+            end += len(content)
+            yield _Part(content, end)
+
+
+def followed(client: Client, job_id: str, tail: int) -> Iterator[_Part]:
+    """A log until the job has ended, every byte once, however often the connection is lost. Raises `CommandFailed`."""
+    place: dict[str, int] = {"tail": tail}
+    lost = waits(LOST_TRIES)
+    while True:
         try:
-            for text in response.iter_text():
-                print(text, end="", flush=True)
-        except KeyboardInterrupt:
-            raise typer.Exit(1) from None
+            for part in _log(client, job_id, follow="true", **place):
+                yield part
+                place, lost = {"after": part.end}, waits(LOST_TRIES)
+            if client.get(f"/v1/fine_tuning/jobs/{job_id}")["finished_at"] is not None:
+                return
+        except (Lost, Refused) as error:
+            if isinstance(error, Refused) and error.status_code < 500:
+                raise
+            if isinstance(error, Lost) and error.was_silence:  # a trainer may have nothing to print for hours
+                continue
+        if (wait := next(lost)) is None:
+            raise CommandFailed(f"{client.url} does not answer any more. The job goes on: finetuned logs -f {job_id}")
+        print(f"Connection lost; trying again in {wait:g} s.", file=sys.stderr, flush=True)
+        time.sleep(wait)
 
 
 def cancel(job_id: JobId, as_json: AsJson = False) -> None:

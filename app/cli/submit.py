@@ -2,8 +2,11 @@
 
 import hashlib
 import json
+import math
+import re
 import sys
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -47,14 +50,44 @@ def read_spec(path: Path) -> tuple[str, dict[str, Any]]:
     """A spec's text, and what it says. Raises `CommandFailed` with the line that cannot be read."""
     try:
         text = path.read_text()
-        body = yaml.safe_load(text)
+        body = yaml.load(text, Loader=SpecLoader)  # noqa: S506  it is a safe one
     except OSError as error:
         raise CommandFailed(f"{path}: {error.strerror}. 'finetuned init' writes an example.") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise CommandFailed(f"{path} is not YAML: {error}") from error
     if not isinstance(body, dict):
         raise CommandFailed(f"{path} holds no fields. A spec has at least 'model' and 'training_file'.")
+    for field, value in _unsendable(body):
+        raise CommandFailed(
+            f"{_place(path, text, field)}{field}: {value!r} cannot be sent. Write a number, or quote it."
+        )
     return text, body
+
+
+class SpecLoader(yaml.SafeLoader):
+    """Plain words as YAML 1.2 reads them: `2e-4` is a number, and `2026-11-25`, `on` and `no` are words."""
+
+
+SpecLoader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith((":timestamp", ":bool"))]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+SpecLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), "tTfF"
+)
+SpecLoader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+[eE][-+]?[0-9]+$"), "-+0123456789")
+
+
+def _unsendable(value: object, field: str = "") -> Iterator[tuple[str, object]]:
+    """What JSON has no way to say, each with its place among the fields."""
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            yield from _unsendable(inner, f"{field}.{name}" if field else str(name))
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _unsendable(inner, field)
+    elif (isinstance(value, float) and not math.isfinite(value)) or not isinstance(value, str | int | float | None):
+        yield field, value
 
 
 def _uploaded(client: Client, spec: Path, given: object, *, as_json: bool) -> object:

@@ -14,12 +14,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
-from app.cli.client import AsJson, Client, CommandFailed, Refused, connected, waits
+from app.cli.client import LOST_TRIES, AsJson, Client, CommandFailed, Refused, accepted, connected, waits
 
 LINE_EVERY = 10.0
 """Seconds between two lines of numbers where there is no bar."""
-LOST_TRIES = 60
-"""Tries at a server that went away, some eight minutes: a deployment, or a laptop that slept."""
 
 
 class View(Protocol):
@@ -183,11 +181,7 @@ def _stream(client: Client, job_id: str, last: str | None) -> Iterator[_Source]:
         if source.response.status_code == httpx.codes.NO_CONTENT:
             yield _Source(source.response, iter(()))
             return
-        if source.response.is_error:
-            source.response.read()
-            error = source.response.json().get("error", {}) if source.response.content else {}
-            raise Refused(source.response.status_code, error)
-        yield _Source(source.response, source.iter_sse())
+        yield _Source(accepted(source.response), source.iter_sse())
 
 
 def view_for(*, as_json: bool) -> View:

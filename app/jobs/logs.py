@@ -1,12 +1,28 @@
-"""What a job's trainers print: kept beside its events, so that it can be read wherever it was trained."""
+"""What a job's trainers print: kept beside its events, so that it can be read wherever it was trained.
 
-from sqlalchemy import select
+A place in it is a number of bytes from its beginning: a connection may break anywhere, in the middle of a letter too.
+"""
+
+from typing import NamedTuple
+
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
+from app.errors import InvalidRequest
 from app.jobs import events
 from app.jobs.models import JobLog
 
 MAX_LINES = 100_000
+
+
+class Part(NamedTuple):
+    """What a log says from some place on, up to now."""
+
+    start: int
+    """The place: the bytes of the log that come before."""
+    text: bytes
+    seq: int
+    """Of the last entry in it; 0 where there is no log."""
 
 
 def write(session: Session, job_id: str, text: str) -> None:
@@ -15,14 +31,32 @@ def write(session: Session, job_id: str, text: str) -> None:
     session.add(JobLog(job_id=job_id, text=text))
 
 
-def tail(session: Session, job_id: str, lines: int) -> tuple[str, int]:
-    """The last lines of a job's log, and the `seq` up to which they go; 0 where there is no log."""
+def tail(session: Session, job_id: str, lines: int) -> Part:
+    """The last lines of a job's log."""
     found: list[str] = []
     last = 0
     pieces = select(JobLog).where(JobLog.job_id == job_id).order_by(JobLog.seq.desc()).execution_options(yield_per=100)
-    for piece in session.scalars(pieces):
-        last = max(last, piece.seq)
-        found = piece.text.splitlines(keepends=True) + found
-        if len(found) >= lines:
+    with session.scalars(pieces) as newest_first:
+        for piece in newest_first:
+            last = max(last, piece.seq)
+            found = piece.text.splitlines(keepends=True) + found
+            if len(found) >= lines:
+                break
+    text = "".join(found[-lines:] if lines else []).encode()
+    length = select(func.sum(func.octet_length(JobLog.text))).where(JobLog.job_id == job_id, JobLog.seq <= last)
+    return Part((session.scalar(length) or 0) - len(text), text, last)
+
+
+def after(session: Session, job_id: str, place: int) -> Part:
+    """A job's log from a place on. Raises `InvalidRequest` for one that lies behind its end."""
+    came, last = 0, 0
+    lengths = select(JobLog.seq, func.octet_length(JobLog.text)).where(JobLog.job_id == job_id).order_by(JobLog.seq)
+    for seq, length in session.execute(lengths):
+        if came + length > place:
             break
-    return "".join(found[-lines:] if lines else []), last
+        came, last = came + length, seq
+    rest = session.scalars(select(JobLog).where(JobLog.job_id == job_id, JobLog.seq > last).order_by(JobLog.seq)).all()
+    text = "".join(piece.text for piece in rest).encode()
+    if place - came > len(text):
+        raise InvalidRequest(f"The log of {job_id} has {came + len(text)} bytes.", param="after")
+    return Part(place, text[place - came :], rest[-1].seq if rest else last)

@@ -25,6 +25,9 @@ router = APIRouter(prefix="/v1/fine_tuning/jobs", tags=["fine-tuning jobs"])
 STREAM = content_of("text/event-stream") | {
     204: {"description": "The job has ended, and there is nothing more to come."}
 }
+LOG_START = "x-log-start"
+TEXT = content_of("text/plain")
+TEXT[200]["headers"] = {LOG_START: {"description": "Bytes of the log before these.", "schema": {"type": "integer"}}}
 NOT_BUFFERED = {"cache-control": "no-store", "x-accel-buffering": "no"}
 """For the proxies on the way."""
 
@@ -100,28 +103,37 @@ def _status(job_id: str) -> str:
         return session.get_one(Job, job_id).status
 
 
-@router.get("/{job_id}/logs", response_class=StreamingResponse, responses=content_of("text/plain"))
+@router.get("/{job_id}/logs", response_class=StreamingResponse, responses=TEXT)
 async def get_log(
     job_id: JobId,
     caller: FollowerDep,
     live: FeedsDep,
     tail: Annotated[int, Query(ge=0, le=logs.MAX_LINES, description="The last so many lines.")] = 1000,
     follow: Annotated[bool, Query(description="Go on sending until the job has ended.")] = False,
+    after: Annotated[int | None, Query(ge=0, description="In place of `tail`: what comes after so many bytes.")] = None,
 ) -> Response:
-    """Retrieve what the job's trainers print, preparing and training, all attempts; plain text."""
+    """Retrieve what the job's trainers print, preparing and training, all attempts; plain text.
 
-    def look_up() -> tuple[str, int]:
+    Nothing is sent in a silence: plain text has no sign of life that would not be of the log, and a trainer may have
+    nothing to print for hours. So a proxy may cut a followed log. Who counts goes on exactly where it was cut: with an
+    `after` of the first answer's `x-log-start` and the bytes that have come since.
+    """
+
+    def look_up() -> logs.Part:
         with new_session() as session, session.begin():
-            return logs.tail(session, service.get(session, caller, job_id).id, tail)
+            job = service.get(session, caller, job_id)
+            return logs.tail(session, job.id, tail) if after is None else logs.after(session, job.id, after)
 
-    text, seq = await run_in_threadpool(look_up)
+    part = await run_in_threadpool(look_up)
+    kind, headers = "text/plain; charset=utf-8", {LOG_START: str(part.start)}
     if not follow:
-        return Response(text, media_type="text/plain; charset=utf-8")
-    news = live.follow(feeds.LOG, job_id, seq)
-    return StreamingResponse(_as_text(text, news), media_type="text/plain; charset=utf-8", headers=NOT_BUFFERED)
+        return Response(part.text, media_type=kind, headers=headers)
+    news = live.follow(feeds.LOG, job_id, part.seq)
+    return StreamingResponse(_as_text(part.text, news), media_type=kind, headers=NOT_BUFFERED | headers)
 
 
-async def _as_text(text: str, news: AsyncIterator[list[Frame]]) -> AsyncIterator[bytes]:
-    yield text.encode()
+async def _as_text(text: bytes, news: AsyncIterator[list[Frame]]) -> AsyncIterator[bytes]:
+    yield text
     async for frames in news:
-        yield b"".join(frame.data for frame in frames)
+        if frames:
+            yield b"".join(frame.data for frame in frames)

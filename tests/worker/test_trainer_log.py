@@ -15,7 +15,7 @@ from worker.trainer_log import LogShipper, as_shown
 
 def shipped(session: Session, job_id: str) -> str:
     with session.begin():
-        return logs.tail(session, job_id, 1_000_000)[0]
+        return logs.tail(session, job_id, 1_000_000).text.decode()
 
 
 def test_an_attempt_ships_what_it_printed_and_not_what_one_before_it_did(

@@ -34,14 +34,16 @@ class Refused(CommandFailed):
         super().__init__(str(error.get("message")))
         self.status_code = status_code
         self.param: str | None = error.get("param")
+        self.will_pass = status_code in MENDED_BY_A_RETRY or status_code >= 500
 
 
 class Lost(CommandFailed):
     """The connection broke off, or there never was one."""
 
-    def __init__(self, url: str, error: httpx.TransportError) -> None:
-        super().__init__(f"{url} does not answer: {str(error) or type(error).__name__}. Is the server running?")
-        self.was_silence = isinstance(error, httpx.ReadTimeout)
+    def __init__(self, url: str, error: httpx.TransportError, *, begun: bool = False) -> None:
+        reason = str(error) or type(error).__name__
+        never = f"{url} does not answer: {reason}. Is the server running?"
+        super().__init__(f"{url} broke off its answer: {reason}." if begun else never)
 
 
 class Client:
@@ -71,7 +73,10 @@ class Client:
         def send() -> httpx.Response:
             with path.open("rb") as file:
                 return self.http.post(
-                    "/v1/files", data={"purpose": purpose}, files={"file": (path.name, file)}, timeout=None
+                    "/v1/files",
+                    data={"purpose": purpose},
+                    files={"file": (path.name, file)},
+                    timeout=httpx.Timeout(None, connect=5),
                 )
 
         return _read(self._tried(send))
@@ -79,11 +84,13 @@ class Client:
     @contextmanager
     def stream(self, path: str, **query: Any) -> Iterator[httpx.Response]:
         """A long answer, as it comes; silence is borne for a minute. Raises `CommandFailed`, `Lost` among it."""
+        begun = False
         try:
             with self.http.stream("GET", path, params=_given(query)) as response:
-                yield accepted(response)
+                begun = accepted(response) is not None
+                yield response
         except httpx.TransportError as error:
-            raise Lost(self.url, error) from error
+            raise Lost(self.url, error, begun=begun) from error
 
     def _tried(self, send: Callable[[], httpx.Response]) -> httpx.Response:
         """The answer, after some patience with a server that restarts or is busy."""

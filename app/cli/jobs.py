@@ -72,7 +72,10 @@ class _Part(NamedTuple):
 
 def _log(client: Client, job_id: str, **query: Any) -> Iterator[_Part]:
     with client.stream(f"/v1/fine_tuning/jobs/{job_id}/logs", **query) as response:
+        if "x-log-start" not in response.headers:
+            raise CommandFailed(f"{client.url} answered with no log. Does FINETUNED_URL name a finetuned server?")
         end = int(response.headers["x-log-start"])
+        yield _Part(b"", end)
         for content in response.iter_bytes():
             end += len(content)
             yield _Part(content, end)
@@ -83,20 +86,21 @@ def followed(client: Client, job_id: str, tail: int) -> Iterator[_Part]:
     place: dict[str, int] = {"tail": tail}
     lost = waits(LOST_TRIES)
     while True:
+        answered = False
         try:
             for part in _log(client, job_id, follow="true", **place):
-                yield part
+                answered = True
                 place, lost = {"after": part.end}, waits(LOST_TRIES)
+                yield part
             if client.get(f"/v1/fine_tuning/jobs/{job_id}")["finished_at"] is not None:
                 return
         except (Lost, Refused) as error:
-            if isinstance(error, Refused) and error.status_code < 500:
+            if isinstance(error, Refused) and not error.will_pass:
                 raise
-            if isinstance(error, Lost) and error.was_silence:  # a trainer may have nothing to print for hours
-                continue
         if (wait := next(lost)) is None:
             raise CommandFailed(f"{client.url} does not answer any more. The job goes on: finetuned logs -f {job_id}")
-        print(f"Connection lost; trying again in {wait:g} s.", file=sys.stderr, flush=True)
+        if not answered:  # else it was most likely a silence: a trainer may have nothing to print for hours
+            print(f"Connection lost; trying again in {wait:g} s.", file=sys.stderr, flush=True)
         time.sleep(wait)
 
 

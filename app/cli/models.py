@@ -47,7 +47,10 @@ def download(
     """Download a model into a folder of its own, and check each file against the registry."""
     client = connected()
     entry = client.get(f"/v1/registry/models/{model}")
-    folder = _unpacked(client, entry, to)
+    try:
+        folder = _unpacked(client, entry, to)
+    except tarfile.TarError as error:
+        raise CommandFailed(f"The download of '{entry['id']}' broke off ({error}). Download it again.") from error
     _require_whole(folder, entry)
     print(folder)
 
@@ -91,6 +94,11 @@ class _Arriving(io.RawIOBase):
 
 def _require_whole(folder: Path, entry: dict[str, Any]) -> None:
     for file in entry["files"]:
-        with (folder / file["name"]).open("rb") as content:
-            if hashlib.file_digest(content, "sha256").hexdigest() != file["sha256"]:
-                raise CommandFailed(f"{folder / file['name']} is not what the registry has. Download it again.")
+        path = folder / file["name"]
+        if not path.is_file() or _sha256_of(path) != file["sha256"]:
+            raise CommandFailed(f"{path} is not what the registry has. Download it again.")
+
+
+def _sha256_of(path: Path) -> str:
+    with path.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()

@@ -51,13 +51,14 @@ def read_spec(path: Path) -> tuple[str, dict[str, Any]]:
     try:
         text = path.read_text()
         body = yaml.load(text, Loader=SpecLoader)  # noqa: S506  it is a safe one
+        unsendable = list(_unsendable(body))
     except OSError as error:
         raise CommandFailed(f"{path}: {error.strerror}. 'finetuned init' writes an example.") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, KeyError, RecursionError) as error:  # some tags raise what Python does
         raise CommandFailed(f"{path} is not YAML: {error}") from error
     if not isinstance(body, dict):
         raise CommandFailed(f"{path} holds no fields. A spec has at least 'model' and 'training_file'.")
-    for field, value in _unsendable(body):
+    for field, value in unsendable:
         raise CommandFailed(
             f"{_place(path, text, field)}{field}: {value!r} cannot be sent. Write a number, or quote it."
         )
@@ -65,17 +66,33 @@ def read_spec(path: Path) -> tuple[str, dict[str, Any]]:
 
 
 class SpecLoader(yaml.SafeLoader):
-    """Plain words as YAML 1.2 reads them: `2e-4` is a number, and `2026-11-25`, `on` and `no` are words."""
+    """Plain words as YAML 1.2's core schema reads them: `2e-4` is a number, `2026-11-25`, `1:30` and `no` are words.
+
+    PyYAML reads them as YAML 1.1 does.
+    """
 
 
+def _whole_number(loader: SpecLoader, node: yaml.ScalarNode) -> int:
+    text = str(loader.construct_scalar(node))
+    return int(text, 0) if text.startswith(("0o", "0x")) else int(text)
+
+
+TAG = "tag:yaml.org,2002:"
 SpecLoader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith((":timestamp", ":bool"))]
+    first: [(tag, pattern) for tag, pattern in resolvers if tag in (TAG + "null", TAG + "merge")]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
-SpecLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), "tTfF"
-)
-SpecLoader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+[eE][-+]?[0-9]+$"), "-+0123456789")
+for tag, pattern, first in (
+    ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
+    ("int", r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+", "-+0123456789"),
+    (
+        "float",
+        r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+        "-+.0123456789",
+    ),
+):
+    SpecLoader.add_implicit_resolver(TAG + tag, re.compile(f"^(?:{pattern})$"), first)
+SpecLoader.add_constructor(TAG + "int", _whole_number)
 
 
 def _unsendable(value: object, field: str = "") -> Iterator[tuple[str, object]]:
@@ -86,7 +103,9 @@ def _unsendable(value: object, field: str = "") -> Iterator[tuple[str, object]]:
     elif isinstance(value, list):
         for inner in value:
             yield from _unsendable(inner, field)
-    elif (isinstance(value, float) and not math.isfinite(value)) or not isinstance(value, str | int | float | None):
+    elif isinstance(value, str):
+        value.encode()  # half of a surrogate pair cannot be: UnicodeEncodeError is a ValueError
+    elif (isinstance(value, float) and not math.isfinite(value)) or not isinstance(value, int | float | None):
         yield field, value
 
 

@@ -151,7 +151,7 @@ def events(client: Client, job_id: str, view: View) -> Iterator[dict[str, Any]]:
             if source.response.status_code == httpx.codes.NO_CONTENT:
                 return
         except (httpx.TransportError, Refused) as error:
-            if isinstance(error, Refused) and error.status_code < 500:
+            if isinstance(error, Refused) and not error.will_pass:
                 raise
             reason = str(error) or type(error).__name__
         else:

@@ -22,6 +22,9 @@ MODULES = {WorkKind.PREPARE: "worker.training.prepare", WorkKind.TRAIN: "worker.
 HIDDEN = ("FINETUNED_DATABASE_URL", "FINETUNED_BROKER_URL", "FINETUNED_STORAGE_URL", "FINETUNED_API_KEY", "AWS_", "PG")
 """How the names begin of what a trainer has no business with: addresses and secrets of servers."""
 
+NICENESS = 10
+"""Of trainers on a CPU: a tenth of the weight of other processes, for as long as these have something to do."""
+
 
 @dataclass(frozen=True, slots=True)
 class Child:
@@ -126,4 +129,16 @@ class Trainers:
             raise
         finally:
             os.close(write_end)
+        if self.device.kind == "cpu":
+            _give_way(process.pid)
         return Child(process, read_end)
+
+
+def _give_way(pid: int) -> None:
+    """Let a trainer that computes on all cores leave them to who answers requests on the same machine.
+
+    Linux weighs processes of a session of their own against others by the session's niceness, where it has one.
+    """
+    with suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, pid, NICENESS)
+        Path(f"/proc/{pid}/autogroup").write_text(str(NICENESS))

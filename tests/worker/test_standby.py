@@ -9,6 +9,7 @@ import pytest
 
 from tests import running, tiny
 from tests.running import Service, wait_for
+from worker.standby import NICENESS
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +44,9 @@ def test_a_trainer_does_its_imports_while_its_jobs_files_are_prepared(sparing: S
     trainer = wait_for(lambda: sparing.trainer_of(job_id), 60)
 
     assert trainer.pid == early.pid
+    assert trainer.nice() == NICENESS  # on a CPU, that those who answer requests go first
+    if (group := Path(f"/proc/{trainer.pid}/autogroup")).exists():
+        assert group.read_text().split()[-1] == str(NICENESS)
     ended = sparing.finished(job_id)
     assert ended.status == "succeeded", ended.error
     assert expected(sparing) is None

@@ -134,30 +134,66 @@ def test_the_first_claimed_is_the_most_urgent_then_the_oldest(session: Session, 
     assert order == [jobs["c"], jobs["b"], jobs["d"], jobs["a"]]
 
 
-def test_a_cancel_against_a_claim_has_one_outcome(session: Session, project: Project) -> None:
+WISHES: dict[str, tuple[Callable[[Session, Job], Job], Callable[[Session, Claim], object]]] = {
+    "cancelled": (lifecycle.cancel, lifecycle.stop),
+    "paused": (lifecycle.pause, lambda session, claim: lifecycle.requeue(session, claim, outcome="paused")),
+}
+"""By the status that jobs shall have: what a user wishes, and what a worker does that has heard it."""
+
+
+@pytest.mark.parametrize(("status", "races"), [("cancelled", 500), ("paused", 100)])
+def test_a_wish_against_a_claim_has_one_outcome(session: Session, project: Project, status: str, races: int) -> None:
+    """Both begin at the same moment, of each job, and each has won some races at the end."""
+    wish, obey = WISHES[status]
     with session.begin():
-        jobs = [make_queued_job(session, project) for _ in range(30)]
-    claims = []
+        queues = copies(session, make_queued_job(session, project), races)
+    claims: list[Claim] = []
+    together = threading.Barrier(2)
 
     def claim_all() -> None:
-        for _ in jobs:
+        for queue in queues.values():
+            together.wait()
             with new_session() as mine, mine.begin():
-                if claim := lifecycle.claim(mine, "cpu", who=WHO, lease=LEASE):
+                if claim := lifecycle.claim(mine, queue, who=WHO, lease=LEASE):
                     claims.append(claim)
 
     claimer = threading.Thread(target=claim_all)
     claimer.start()
-    for job in jobs:
+    for job_id in queues:
+        together.wait()
         with new_session() as mine, mine.begin():
-            lifecycle.cancel(mine, mine.get_one(Job, job.id))
+            wish(mine, mine.get_one(Job, job_id))
     claimer.join()
+    assert 0 < len(claims) < races
     for claim in claims:
         with session.begin():
-            assert work.prolong(session, claim, lease=LEASE) is Desired.CANCEL
-            lifecycle.stop(session, claim)
+            assert work.prolong(session, claim, lease=LEASE) is not Desired.RUN
+            obey(session, claim)
     with session.begin():
-        assert set(session.scalars(select(Job.status))) == {JobStatus.CANCELLED}
-        assert set(session.scalars(select(Work.status).where(Work.kind == "train"))) == {"cancelled"}
+        assert set(session.scalars(select(Job.status).where(Job.id.in_(queues)))) == {status}
+        assert set(session.scalars(select(Work.status).where(Work.subject.in_(queues)))) == {status}
+
+
+def copies(session: Session, job: Job, count: int) -> dict[str, str]:
+    """As many jobs like this one, and the queues in which their trainings wait, one for each."""
+    values = {"job": job.id, "count": count}
+    session.execute(
+        text(
+            "INSERT INTO jobs (id, project_id, spec, resolved, prepared, status, queue)"
+            " SELECT id || '-' || n, project_id, spec, resolved, prepared, status, queue || '-' || n"
+            " FROM jobs, generate_series(1, :count) n WHERE id = :job"
+        ),
+        values,
+    )
+    session.execute(
+        text(
+            "INSERT INTO work (kind, subject, queue, priority)"
+            " SELECT kind, subject || '-' || n, queue || '-' || n, priority"
+            " FROM work, generate_series(1, :count) n WHERE subject = :job AND kind = 'train'"
+        ),
+        values,
+    )
+    return {made.id: made.queue for made in session.scalars(select(Job).where(Job.id != job.id).order_by(Job.seq))}
 
 
 @pytest.mark.parametrize("status", ["cancelled", "paused"])

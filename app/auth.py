@@ -79,6 +79,14 @@ def refused() -> NotAuthenticated:
     return NotAuthenticated("Incorrect API key. Send 'Authorization: Bearer <key>' with a key of this server.")
 
 
+def all_keys(session: Session) -> list[tuple[ApiKey, Project]]:
+    """Every key ever made, with its project; the oldest first."""
+    rows = session.execute(
+        select(ApiKey, Project).join(Project, Project.id == ApiKey.project_id).order_by(ApiKey.created_at)
+    )
+    return [(key, project) for key, project in rows]
+
+
 def any_key(session: Session) -> bool:
     """Whether anybody could call this server at all."""
     return session.scalar(select(ApiKey.id).where(ApiKey.revoked_at.is_(None)).limit(1)) is not None

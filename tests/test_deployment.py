@@ -326,7 +326,11 @@ def test_the_commands_work_in_the_order_of_the_compose_file(session: Session, tm
     assert run(command("run-migrate")).returncode == 0
     refused = run(command("run-api", HOST=EVERYWHERE, PORT=port))
     assert (refused.returncode, "no API key yet" in refused.stderr) == (1, True)
-    assert run([str(BIN / "finetuned"), "keys", "create", "laptop"]).stdout.strip()
+    key = run([str(BIN / "finetuned"), "keys", "create", "laptop"]).stdout.strip()
+    listed = run([str(BIN / "finetuned"), "keys", "list"]).stdout
+    assert re.search(r"^key_\w+ +laptop +default +proj_\w+ +20", listed, re.MULTILINE), listed
+    assert key
+    assert key not in listed
 
     with ExitStack() as stack:
         for target in ("api", "sweeper"):

@@ -5,9 +5,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console
+from rich.table import Table
 from sqlalchemy.orm import Session
 
-from app.auth import any_key, authenticate, create_key
+from app.auth import all_keys, any_key, authenticate, create_key
 from app.cli.embedded import CannotStart
 from app.db import new_session
 from app.errors import NotAuthenticated
@@ -28,6 +30,20 @@ def create(
     """Make a key and print it; it cannot be shown again."""
     with new_session() as session, session.begin():
         print(create_key(session, project, name))
+
+
+@app.command(name="list")
+def list_keys() -> None:
+    """Show what keys there are, never the keys themselves; a project's id is what permissions name it by."""
+    table = Table(box=None, pad_edge=False)
+    for column in ("id", "name", "project", "project id", "created", "until"):
+        table.add_column(column, no_wrap=True)
+    with new_session() as session, session.begin():
+        for key, project in all_keys(session):
+            ends = min((end for end in (key.expires_at, key.revoked_at) if end), default=None)
+            until = f"{ends:%Y-%m-%d}" if ends else ""
+            table.add_row(key.id, key.name, project.name, project.id, f"{key.created_at:%Y-%m-%d}", until)
+    Console(width=None if Console().is_terminal else 200).print(table)
 
 
 def of_home(home: Path) -> str:

@@ -1,26 +1,26 @@
 """`finetuned demo`: fine-tunes a real language model through the service, over HTTP, and says whether it helped."""
 
-import io
 import json
 import os
 import signal
 import subprocess
 import sys
-import tarfile
 import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-import httpx
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from app.cli import support_messages
+from app.cli.client import Client
+from app.cli.models import fetch
+from app.cli.watch import view_for, watched
 
 MODEL = "smollm2-135m-instruct"
 TRAINING_ROWS, HELD_OUT_ROWS = 320, 40
@@ -62,11 +62,11 @@ def demo(
     _python("worker.training.smollm2", str(_made(base.parent) / MODEL))
     console.print("[bold]2.[/] the service: finetuned up")
     with _service(home) as client:
-        console.print(f"   ready at {client.base_url}")
-        job = _train(client, tuning)
-        entry = client.get(f"/v1/registry/models/{job['fine_tuned_model']}").raise_for_status().json()
-        folder = _download(client, job["fine_tuned_model"], home / "results")
-        metrics = _events(client, job["id"])
+        console.print(f"   ready at {client.url}")
+        job = _train(client, tuning, home)
+        entry = client.get(f"/v1/registry/models/{job['fine_tuned_model']}")
+        folder = fetch(client, entry, home / "results")
+        metrics = _metrics(client, job["id"])
     console.print(f"[bold]4.[/] {HELD_OUT_ROWS} rows that it has not seen, by plain transformers and PEFT")
     held_out = support_messages.rows(TRAINING_ROWS + HELD_OUT_ROWS, SEED)[TRAINING_ROWS:]
     before = _score(held_out, [str(base)])
@@ -76,7 +76,7 @@ def demo(
 
 
 @contextmanager
-def _service(home: Path) -> Iterator[httpx.Client]:
+def _service(home: Path) -> Iterator[Client]:
     """`finetuned up` on a free port, as a user would start it; ended with the demo."""
     process = subprocess.Popen(
         [sys.executable, "-m", "app.cli", "up", "--home", str(home), "--port", "0"],
@@ -89,75 +89,37 @@ def _service(home: Path) -> Iterator[httpx.Client]:
         said = process.stdout.readline()
         if "finetuned is ready" not in said:
             raise SystemExit(f"the service did not start: {said}{process.stdout.read()}")
-        key = (home / "api-key").read_text().strip()
-        with httpx.Client(
-            base_url=said.split()[-1], headers={"Authorization": f"Bearer {key}"}, timeout=60, trust_env=False
-        ) as client:
-            yield client
+        yield Client(said.split()[-1], (home / "api-key").read_text().strip())
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait()
 
 
-def _train(client: httpx.Client, tuning: str) -> dict[str, Any]:
-    for left in _answered(client.get("/v1/fine_tuning/jobs"))["data"]:  # of a demo that was broken off
+def _train(client: Client, tuning: str, home: Path) -> dict[str, Any]:
+    for left in client.get("/v1/fine_tuning/jobs")["data"]:  # of a demo that was broken off
         if left["finished_at"] is None:
-            _answered(client.post(f"/v1/fine_tuning/jobs/{left['id']}/cancel"))
+            client.post(f"/v1/fine_tuning/jobs/{left['id']}/cancel")
     console.print(f"[bold]3.[/] a {tuning} job: {TRAINING_ROWS} rows uploaded, a spec posted")
-    rows = support_messages.rows(TRAINING_ROWS, SEED)
-    content = "".join(json.dumps(row) + "\n" for row in rows).encode()
-    file = _answered(
-        client.post("/v1/files", data={"purpose": "fine-tune"}, files={"file": ("support.jsonl", content)})
-    )
+    rows = home / "support.jsonl"
+    rows.write_text("".join(json.dumps(row) + "\n" for row in support_messages.rows(TRAINING_ROWS, SEED)))
     spec = {
         "model": MODEL,
-        "training_file": file["id"],
+        "training_file": client.upload(rows, "fine-tune")["id"],
         "suffix": "support-json",
         "seed": SEED,
         "method": {"type": "supervised", "supervised": {"hyperparameters": HYPERPARAMETERS[tuning]}},
         "tuning": {"type": tuning},
     }
-    job = _answered(client.post("/v1/fine_tuning/jobs", json=spec))
-    console.print(f"   {job['id']}")
-    job = _watched(client, job["id"])
+    posted = client.post("/v1/fine_tuning/jobs", spec, headers={"Idempotency-Key": f"demo-{uuid.uuid4().hex}"})
+    job = watched(client, posted["id"], view_for(as_json=False))
     if job["status"] != "succeeded":
         raise SystemExit(f"the job ended as {job['status']}: {job['error']}")
     return job
 
 
-def _watched(client: httpx.Client, job_id: str) -> dict[str, Any]:
-    """Poll the job until it has ended, with a bar on a terminal and a line every ten steps elsewhere."""
-    columns = [TextColumn("   {task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total} steps")]
-    said = ""
-    with Progress(*columns, TextColumn("{task.fields[loss]}"), TimeElapsedColumn(), console=console) as bar:
-        task = bar.add_task("validating_files", total=None, loss="")
-        while True:
-            job = _answered(client.get(f"/v1/fine_tuning/jobs/{job_id}"))
-            progress = job["progress"] or {}
-            step, total = progress.get("step", 0), progress.get("total_steps")
-            phase = progress.get("phase", job["status"]) if job["status"] == "running" else job["status"]
-            loss = f"loss {progress['loss']:.4f}" if "loss" in progress else ""
-            bar.update(task, description=phase, completed=step, total=total, loss=loss)
-            line = f"   {phase}: step {step - step % 10} of {total}" if step else f"   {phase}"
-            if not console.is_terminal and line != said:
-                said = line
-                console.print(f"{line} {loss}".rstrip())
-            if job["status"] in ("succeeded", "failed", "cancelled"):
-                return job
-            time.sleep(0.5)
-
-
-def _events(client: httpx.Client, job_id: str) -> list[dict[str, Any]]:
-    page = _answered(client.get(f"/v1/fine_tuning/jobs/{job_id}/events", params={"limit": 1000}))
+def _metrics(client: Client, job_id: str) -> list[dict[str, Any]]:
+    page = client.get(f"/v1/fine_tuning/jobs/{job_id}/events", limit=1000)
     return [event["data"] for event in reversed(page["data"]) if event["type"] == "metrics"]
-
-
-def _download(client: httpx.Client, model: str, results: Path) -> Path:
-    content = client.get(f"/v1/registry/models/{model}/download").raise_for_status().content
-    with tarfile.open(fileobj=io.BytesIO(content)) as tar:
-        folder = _made(results) / tar.getnames()[0].split("/")[0]
-        tar.extractall(results, filter="data")
-    return folder
 
 
 def _score(rows: list[dict[str, Any]], model: list[str]) -> Score:
@@ -206,14 +168,6 @@ def _show(
 
 def _share(count: int, rows: int) -> str:
     return f"{count} of {rows} ({100 * count / rows:.0f} %)"
-
-
-def _answered(response: httpx.Response) -> dict[str, Any]:
-    """The body, or the end of the demo with the service's own words."""
-    if response.is_error:
-        raise SystemExit(f"{response.request.method} {response.request.url}: {response.text}")
-    body: dict[str, Any] = response.json()
-    return body
 
 
 def _python(module: str, *arguments: str, given: str | None = None) -> str:

@@ -46,13 +46,17 @@ def download(
 ) -> None:
     """Download a model into a folder of its own, and check each file against the registry."""
     client = connected()
-    entry = client.get(f"/v1/registry/models/{model}")
+    print(fetch(client, client.get(f"/v1/registry/models/{model}"), to))
+
+
+def fetch(client: Client, entry: dict[str, Any], to: Path) -> Path:
+    """A registry's model as a folder in a folder, every byte checked. Raises `CommandFailed`."""
     try:
         folder = _unpacked(client, entry, to)
     except tarfile.TarError as error:
         raise CommandFailed(f"The download of '{entry['id']}' broke off ({error}). Download it again.") from error
     _require_whole(folder, entry)
-    print(folder)
+    return folder
 
 
 def _unpacked(client: Client, entry: dict[str, Any], to: Path) -> Path:

@@ -8,7 +8,8 @@ from typing import Annotated, Any, ClassVar
 
 import msgspec
 import psycopg
-from sqlalchemy import BigInteger, DateTime, Engine, Identity, MetaData, create_engine, event, func
+from psycopg.conninfo import make_conninfo
+from sqlalchemy import BigInteger, DateTime, Engine, Identity, MetaData, create_engine, event, func, text
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.exc import DisconnectionError
 from sqlalchemy.orm import DeclarativeBase, Session, mapped_column
@@ -54,6 +55,12 @@ def connection_options() -> dict[str, int]:
     }
 
 
+def conninfo(**more: str) -> str:
+    """The database as psycopg itself takes it, for connections beside the engine's."""
+    url = get_engine().url.set(drivername="postgresql")
+    return make_conninfo(url.render_as_string(hide_password=False), **connection_options(), **more)
+
+
 @lru_cache
 def get_engine() -> Engine:
     """The engine of this process; made at first use, so that a forked child has its own."""
@@ -93,6 +100,11 @@ def _watch_idle(engine: Engine) -> None:
             engine.dialect.do_ping(connection)
         except psycopg.OperationalError as error:
             raise DisconnectionError from error  # the pool connects anew
+
+
+def let_rest(session: Session) -> None:
+    """Let this transaction rest as long as it takes: a bucket may be slow, and so many bytes take their time."""
+    session.execute(text("SET LOCAL idle_in_transaction_session_timeout = 0"))
 
 
 def new_session() -> Session:

@@ -8,7 +8,6 @@ from typing import Any
 
 import msgspec
 import psycopg
-from psycopg.conninfo import make_conninfo
 from psycopg.errors import QueryCanceled
 from psycopg.rows import TupleRow, namedtuple_row
 from psycopg.types.json import set_json_loads
@@ -16,7 +15,7 @@ from psycopg_pool import AsyncConnectionPool, PoolTimeout
 from sqlalchemy import Select
 from sqlalchemy.dialects.postgresql import psycopg as dialect
 
-from app.db import connection_options, get_engine
+from app.db import conninfo
 from app.settings import get_settings
 
 CONNECTIONS = 4
@@ -78,11 +77,6 @@ async def _decode_fast(connection: psycopg.AsyncConnection[TupleRow]) -> None:
 
 
 def _dsn() -> str:
-    url = get_engine().url.set(drivername="postgresql")
     timeout_ms = int(get_settings().statement_timeout.total_seconds() * 1000)
-    return make_conninfo(
-        url.render_as_string(hide_password=False),
-        application_name="finetuned",
-        options=f"-c statement_timeout={timeout_ms} -c default_transaction_read_only=on",
-        **connection_options(),
-    )
+    options = f"-c statement_timeout={timeout_ms} -c default_transaction_read_only=on"
+    return conninfo(application_name="finetuned", options=options)

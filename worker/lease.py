@@ -7,10 +7,9 @@ from enum import StrEnum
 from typing import Self
 
 import psycopg
-from psycopg.conninfo import make_conninfo
 from sqlalchemy.exc import SQLAlchemyError
 
-from app.db import connection_options, get_engine, new_session
+from app.db import conninfo, new_session
 from app.errors import IllegalMove
 from app.settings import get_settings
 from app.work import lifecycle
@@ -70,7 +69,7 @@ class Lease:
         heard_at = time.monotonic()
         while not self._ended():
             try:
-                with psycopg.connect(self._dsn(), autocommit=True) as listener:
+                with psycopg.connect(conninfo(), autocommit=True) as listener:
                     listener.execute(f'LISTEN "{lifecycle.channel(self._claim.work_id)}"')
                     while not self._ended():
                         self._beat()
@@ -107,7 +106,3 @@ class Lease:
         while not self._over.is_set() and (left := due - time.monotonic()) > 0:
             for _ in listener.notifies(timeout=min(left, 0.2), stop_after=1):
                 return
-
-    def _dsn(self) -> str:
-        url = get_engine().url.set(drivername="postgresql")
-        return make_conninfo(url.render_as_string(hide_password=False), **connection_options())

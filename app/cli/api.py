@@ -20,7 +20,6 @@ STOP_WITHIN = 5
 SWITCH_INTERVAL = 0.0005
 """Seconds that a thread may keep the others from running. With Python's 5 ms the event loop waits so long for each of
 the routes' threads, and creating a job takes half as long again (`benchmarks/api.py`)."""
-
 GC_THRESHOLDS = (10_000, 20, 50)
 """With Python's own (700, 10, 10) the collector walks through all that was imported and all that a thousand followers
 hold, 280 ms at a time, while nobody is answered."""

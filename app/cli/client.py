@@ -87,7 +87,8 @@ class Client:
         begun = False
         try:
             with self.http.stream("GET", path, params=_given(query)) as response:
-                begun = accepted(response) is not None
+                accepted(response)
+                begun = True
                 yield response
         except httpx.TransportError as error:
             raise Lost(self.url, error, begun=begun) from error

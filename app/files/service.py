@@ -7,7 +7,7 @@ from sqlalchemy import Select, func, or_, select, text, update
 from sqlalchemy.orm import Session
 
 from app.auth import Project
-from app.db import new_id
+from app.db import let_rest, new_id
 from app.errors import InvalidRequest, NotFound, TooLarge
 from app.files import formats
 from app.files.models import File
@@ -50,7 +50,7 @@ def receive(
     rows, problem = _judge(incoming) if purpose == FINE_TUNE else (None, None)
     require_room(session, project, incoming.bytes, param="file", reserved=reserved)
     # Storing the bytes is a copy over the network where storage is a bucket, with this transaction open.
-    session.execute(text("SET LOCAL idle_in_transaction_session_timeout = 0"))
+    let_rest(session)
     keep_blobs(session)
     blob = storage.commit(incoming)
     file = _enter(session, project.id, blob, purpose=purpose, filename=filename, rows=rows, problem=problem)

@@ -12,13 +12,12 @@ from contextlib import suppress
 from typing import Any, NamedTuple
 
 import psycopg
-from psycopg.conninfo import make_conninfo
 from sqlalchemy import func, select
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 
-from app.db import connection_options, get_engine, new_session
+from app.db import conninfo, new_session
 from app.jobs import events
 from app.jobs.models import Job, JobEvent, JobLog
 from app.jobs.schemas import EventRead
@@ -230,7 +229,7 @@ class Feeds:
     async def _listen(self) -> None:
         while True:
             try:
-                async with await psycopg.AsyncConnection.connect(_dsn(), autocommit=True) as connection:
+                async with await psycopg.AsyncConnection.connect(conninfo(), autocommit=True) as connection:
                     await connection.execute(f'LISTEN "{events.CHANNEL}"')
                     self._ready.set()
                     for feed in self._feeds.values():  # what was told while nobody listened
@@ -258,8 +257,3 @@ class Feeds:
                 await asyncio.sleep(RECONNECT)
             else:
                 return
-
-
-def _dsn() -> str:
-    url = get_engine().url.set(drivername="postgresql")
-    return make_conninfo(url.render_as_string(hide_password=False), **connection_options())

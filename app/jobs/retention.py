@@ -5,6 +5,7 @@ from datetime import timedelta
 from sqlalchemy import func, or_, select, text, union_all
 from sqlalchemy.orm import Session
 
+from app.db import let_rest
 from app.files import service as files
 from app.files.models import File
 from app.jobs.models import Job
@@ -34,7 +35,7 @@ def delete_unused_blobs(session: Session, storage: Storage, *, age: timedelta) -
     if not session.scalar(text("SELECT pg_try_advisory_xact_lock(:lock)"), {"lock": files.BLOBS_LOCK}):
         return False
     # The lock is this transaction's: while bytes are being deleted, on a bucket's slow days too, it must not end.
-    session.execute(text("SET LOCAL idle_in_transaction_session_timeout = 0"))
+    let_rest(session)
     unused = (
         uploads.forget_parts(session, BATCH) or _forget_files(session, age) or _forget_models(session, storage, age)
     )

@@ -7,7 +7,7 @@ from sqlalchemy import delete, func, select, text, update
 from sqlalchemy.orm import Session
 
 from app.auth import Project
-from app.db import new_id
+from app.db import let_rest, new_id
 from app.errors import InvalidRequest, NotFound, TooLarge
 from app.files import service as files
 from app.files.models import File
@@ -70,7 +70,7 @@ def add_part(session: Session, storage: Storage, project: Project, upload_id: st
         raise TooLarge(
             f"The parts have {arrived + incoming.bytes} bytes together; {upload.bytes} were announced.", param="data"
         )
-    session.execute(text("SET LOCAL idle_in_transaction_session_timeout = 0"))  # a bucket may be slow
+    let_rest(session)
     files.keep_blobs(session)
     blob = storage.commit(incoming)
     part = UploadPart(id=new_id("part_"), upload_id=upload.id, bytes=blob.bytes, sha256=blob.sha256)
@@ -101,7 +101,7 @@ def complete(
     total = sum(known[part_id].bytes for part_id in part_ids)
     if total != upload.bytes:
         raise InvalidRequest(f"The parts have {total} bytes together; {upload.bytes} were announced.", param="part_ids")
-    session.execute(text("SET LOCAL idle_in_transaction_session_timeout = 0"))  # so many bytes take their time
+    let_rest(session)
     digest = hashlib.md5(usedforsecurity=False)
     with storage.incoming() as incoming:
         for part_id in part_ids:

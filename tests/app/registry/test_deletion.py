@@ -5,11 +5,11 @@ from datetime import timedelta
 from sqlalchemy.orm import Session
 
 from app.auth import Project
-from app.jobs import lifecycle, retention
+from app.jobs import lifecycle
 from app.registry import service
 from app.registry.models import RegisteredModel
 from app.storage import Blob, get_storage
-from tests.factories import make_identity, make_manifest, make_queued_job, take
+from tests.factories import make_identity, make_manifest, make_queued_job, sweep_blobs, take
 
 FULL, ADAPTER = "ft:tiny:default::1", "ft:tiny:default::2"
 
@@ -28,11 +28,6 @@ def enter(session: Session, project: Project, name: str, blob: Blob, *, base: st
     lifecycle.succeed(session, claim, result, trained_tokens=1, result_files=[])
 
 
-def sweep(session: Session) -> None:
-    with session.begin():
-        retention.delete_unused_blobs(session, get_storage(), age=timedelta(0))
-
-
 def test_a_full_model_is_kept_as_long_as_there_is_an_adapter_on_it(session: Session, project: Project) -> None:
     storage = get_storage()
     weights, adapter = storage.put_bytes(b"a full model"), storage.put_bytes(b"an adapter")
@@ -41,7 +36,7 @@ def test_a_full_model_is_kept_as_long_as_there_is_an_adapter_on_it(session: Sess
         enter(session, project, ADAPTER, adapter, base=FULL)
     with session.begin():
         service.delete(session, project, FULL)
-    sweep(session)
+    sweep_blobs(session, age=timedelta(0))
     with session.begin():
         base = service.base_of(session, service.get(session, project, ADAPTER))
         assert base is not None
@@ -49,8 +44,7 @@ def test_a_full_model_is_kept_as_long_as_there_is_an_adapter_on_it(session: Sess
         assert storage.has(*weights)
 
         service.delete(session, project, ADAPTER)
-    sweep(session)
-    sweep(session)  # the adapter was in the first one's way
+    sweep_blobs(session, age=timedelta(0))
     with session.begin():
         assert session.get(RegisteredModel, FULL, populate_existing=True) is None
     assert not storage.has(*weights)
@@ -64,6 +58,6 @@ def test_a_full_model_is_not_kept_for_a_full_model_made_of_it(session: Session, 
         enter(session, project, ADAPTER, others, base=FULL, full=True)
     with session.begin():
         service.delete(session, project, FULL)
-    sweep(session)
+    sweep_blobs(session, age=timedelta(0))
     assert not storage.has(*weights)
     assert storage.has(*others)

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from app.files.formats import ChatMessage, ChatRow, PromptRow, Row
+from app.files.rows import ChatMessage, ChatRow, PromptRow
 
 IGNORED = -100
 """The label of a token that is not trained; what torch's cross entropy skips."""
@@ -44,7 +44,7 @@ class LabelledRow:
 
 
 def labelled(
-    rows: Iterable[tuple[int, Row]], tokenizer: PreTrainedTokenizerBase, train_on: TrainOn
+    rows: Iterable[tuple[int, ChatRow | PromptRow]], tokenizer: PreTrainedTokenizerBase, train_on: TrainOn
 ) -> Iterator[LabelledRow]:
     """Rows of a file with their line numbers → tokens and labels. Raises `RowUnusable` or `TemplateUnusable`."""
     for batch in _in_batches(rows):
@@ -260,8 +260,8 @@ def _special_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
     return frozenset([*tokenizer.all_special_ids, *added])
 
 
-def _in_batches(rows: Iterable[tuple[int, Row]]) -> Iterator[list[tuple[int, Row]]]:
-    batch, characters = list[tuple[int, Row]](), 0
+def _in_batches(rows: Iterable[tuple[int, ChatRow | PromptRow]]) -> Iterator[list[tuple[int, ChatRow | PromptRow]]]:
+    batch, characters = list[tuple[int, ChatRow | PromptRow]](), 0
     for line, row in rows:
         batch.append((line, row))
         characters += row.characters

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.files import formats
-from app.files.formats import ChatRow, FileReport, PromptRow
+from app.files.formats import FileReport
+from app.files.rows import ChatMessage, ChatRow, PromptRow
 
 QUESTION = {"role": "user", "content": "What colour?"}
 ANSWER = {"role": "assistant", "content": "Blue."}
@@ -169,7 +170,7 @@ def test_a_template_gets_the_arguments_of_a_tool_call_as_an_object() -> None:
 
 @pytest.mark.parametrize("arguments", ["not JSON", "[1]", '{"a": ' * 100_000])
 def test_arguments_that_are_no_object_stay_as_they_are(arguments: str) -> None:
-    message = formats.ChatMessage("assistant", tool_calls=[{"function": {"arguments": arguments}}])
+    message = ChatMessage("assistant", tool_calls=[{"function": {"arguments": arguments}}])
     assert message.for_template()["tool_calls"] == [{"function": {"arguments": arguments}}]
 
 

@@ -18,7 +18,10 @@ class Place(NamedTuple):
     """The line that it begins on, from 1; None in Parquet, which has no lines."""
 
     def __str__(self) -> str:
-        return f"row {self.row}" if self.line is None else f"line {self.line}"
+        if self.line is None:
+            return f"row {self.row}"
+        # Only in an array can rows share a line, which then does not say which is meant.
+        return f"line {self.line}" if self.line >= self.row else f"row {self.row} (line {self.line})"
 
 
 class Code(StrEnum):
@@ -111,4 +114,10 @@ class Finding(msgspec.Struct, frozen=True, omit_defaults=True):
 
 def at(place: Place, code: Code, message: str, *, field: str | None = None, other: int | None = None) -> Finding:
     """A finding about a row."""
-    return Finding(code, message, row=place.row, line=place.line, field=field, other=other)
+    said = _printable(message)
+    return Finding(code, said, row=place.row, line=place.line, field=field and _printable(field), other=other)
+
+
+def _printable(text: str) -> str:
+    """What is quoted of a row goes into a database, which takes no NUL, and before somebody's eyes."""
+    return "".join(char if char.isprintable() else " " for char in text)

@@ -1,18 +1,28 @@
 """The rows that training knows, whatever a file calls their fields: formats converts to them, preparing reads them."""
 
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 
+from app.files.findings import Code
 
-class TextPart(msgspec.Struct, frozen=True):
+
+class Problem(NamedTuple):
+    """Why nothing can be learnt from a row, and what to do."""
+
+    code: Code
+    message: str
+    field: str | None = None
+
+
+class TextPart(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A piece of a message's content; only text can be trained on."""
 
     type: Literal["text"]
     text: str
 
 
-class ChatMessage(msgspec.Struct, frozen=True, omit_defaults=True):
+class ChatMessage(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
     """One message of a conversation."""
 
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
@@ -21,6 +31,9 @@ class ChatMessage(msgspec.Struct, frozen=True, omit_defaults=True):
     name: str | None = None
     tool_calls: list[dict[str, Any]] | None = None
     tool_call_id: str | None = None
+    reasoning_content: str | None = None
+    thinking: str | None = None
+    """Another name for the same; chat templates are given both."""
 
     @property
     def text(self) -> str:
@@ -28,6 +41,11 @@ class ChatMessage(msgspec.Struct, frozen=True, omit_defaults=True):
         if isinstance(self.content, list):
             return "".join(part.text for part in self.content)
         return self.content or ""
+
+    @property
+    def thoughts(self) -> str:
+        """What the assistant says to itself first, where that is not part of the content."""
+        return self.reasoning_content or self.thinking or ""
 
     @property
     def trained(self) -> bool:
@@ -44,7 +62,7 @@ class ChatMessage(msgspec.Struct, frozen=True, omit_defaults=True):
     def for_template(self) -> dict[str, Any]:
         """As a chat template expects it."""
         message: dict[str, Any] = {"role": self.role, "content": self.text}
-        for name in ("name", "tool_calls", "tool_call_id"):
+        for name in ("name", "tool_calls", "tool_call_id", "reasoning_content", "thinking"):
             if (value := getattr(self, name)) is not None:
                 message[name] = value
         if self.tool_calls is not None:
@@ -52,7 +70,7 @@ class ChatMessage(msgspec.Struct, frozen=True, omit_defaults=True):
         return message
 
 
-class ChatRow(msgspec.Struct, frozen=True):
+class ChatRow(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A conversation; its assistant's messages are learnt."""
 
     messages: list[ChatMessage]
@@ -64,19 +82,28 @@ class ChatRow(msgspec.Struct, frozen=True):
         """How much text there is to tokenise."""
         return sum(len(message.text) for message in self.messages)
 
-    def problem(self) -> str | None:
+    def problem(self) -> Problem | None:
         """Why nothing can be learnt from it."""
-        if not any(message.role == "assistant" for message in self.messages):
-            return "no message with role 'assistant'. Add the answer that the model shall learn."
-        if not any(message.trained for message in self.messages):
-            return "every assistant message has weight 0, so nothing is trained. Give one of them weight 1."
+        learnt = False
         for number, message in enumerate(self.messages):
-            if message.trained and not message.text and not message.tool_calls:
-                return f"messages[{number}] is an assistant message with no content. Write it, or give it weight 0."
-        return None
+            if message.trained:
+                learnt = True
+                if not message.text and not message.tool_calls:
+                    return Problem(
+                        Code.NO_ANSWER,
+                        f"messages[{number}] is an assistant message with no content. Write it, or give it weight 0.",
+                        f"messages[{number}].content",
+                    )
+        if learnt:
+            return None
+        if any(message.role == "assistant" for message in self.messages):
+            said = "every assistant message has weight 0, so nothing is trained. Give one of them weight 1."
+        else:
+            said = "no message with role 'assistant'. Add the answer that the model shall learn."
+        return Problem(Code.NO_ANSWER, said, "messages")
 
 
-class PromptRow(msgspec.Struct, frozen=True):
+class PromptRow(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A prompt and what shall follow it: two texts, or two parts of a conversation."""
 
     prompt: str | list[ChatMessage]
@@ -89,27 +116,35 @@ class PromptRow(msgspec.Struct, frozen=True):
         parts = (self.prompt, self.completion)
         return sum(len(part) if isinstance(part, str) else sum(len(one.text) for one in part) for part in parts)
 
-    def problem(self) -> str | None:
+    def problem(self) -> Problem | None:
         """Why nothing can be learnt from it."""
         if isinstance(self.prompt, str) != isinstance(self.completion, str):
-            return "'prompt' and 'completion' are of two kinds. Write both as text, or both as lists of messages."
+            return _two_kinds("prompt", "completion")
         if not self.completion:
-            return "'completion' is empty. Write what the model shall learn."
+            return _no_answer(self.completion, "completion")
         if self.tools:
-            return "'tools' belong to rows of 'messages'. Write the conversation as 'messages', or leave 'tools' out."
-        if isinstance(self.completion, list):
-            if any(message.weight == 0 for message in self.completion):
-                return "a completion is trained whole, but has a message with weight 0. Write the row as 'messages'."
-            last = self.completion[-1]
-            if last.role != "assistant" or not (last.text or last.tool_calls):
-                return "'completion' does not end with an assistant message. Add the answer that the model shall learn."
-        return None if self.prompt != [] else "'prompt' has no messages. Write what the model answers to."
+            return Problem(
+                Code.WRONG_SHAPE,
+                "'tools' belong to rows of 'messages'. Write the conversation as 'messages', or leave 'tools' out.",
+                "tools",
+            )
+        if isinstance(self.completion, list) and any(message.weight == 0 for message in self.completion):
+            return Problem(
+                Code.WRONG_SHAPE,
+                "a completion is trained whole, but has a message with weight 0. Write the row as 'messages'.",
+                "completion",
+            )
+        return _no_answer(self.completion, "completion") or _no_prompt(self.prompt)
 
 
-class TextRow(msgspec.Struct, frozen=True):
+class TextRow(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A plain text; all of it is learnt."""
 
     text: str
+
+    def problem(self) -> Problem | None:
+        """Why nothing can be learnt from it."""
+        return None if self.text else Problem(Code.NO_ANSWER, "'text' is empty. Write what shall be learnt.", "text")
 
 
 class PreferenceRow(msgspec.Struct, frozen=True):
@@ -120,8 +155,21 @@ class PreferenceRow(msgspec.Struct, frozen=True):
     rejected: str | list[ChatMessage]
     tools: list[dict[str, Any]] | None = None
 
+    def problem(self) -> Problem | None:
+        """Why nothing can be learnt from it."""
+        for name, answer in (("chosen", self.chosen), ("rejected", self.rejected)):
+            if isinstance(self.prompt, str) != isinstance(answer, str):
+                return _two_kinds("prompt", name)
+            if problem := _no_answer(answer, name):
+                return problem
+        if self.chosen == self.rejected:
+            return Problem(
+                Code.NO_ANSWER, "'chosen' and 'rejected' are equal, so neither is preferred. Leave the row out."
+            )
+        return _no_prompt(self.prompt)
 
-class UnpairedRow(msgspec.Struct, frozen=True):
+
+class UnpairedRow(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A prompt, an answer to it, and whether that is wanted."""
 
     prompt: str | list[ChatMessage]
@@ -129,8 +177,40 @@ class UnpairedRow(msgspec.Struct, frozen=True):
     label: bool
     tools: list[dict[str, Any]] | None = None
 
+    def problem(self) -> Problem | None:
+        """Why nothing can be learnt from it."""
+        if isinstance(self.prompt, str) != isinstance(self.completion, str):
+            return _two_kinds("prompt", "completion")
+        return _no_answer(self.completion, "completion") or _no_prompt(self.prompt)
+
 
 Row = ChatRow | PromptRow | TextRow | PreferenceRow | UnpairedRow
+
+
+def _two_kinds(one: str, other: str) -> Problem:
+    return Problem(
+        Code.WRONG_SHAPE,
+        f"'{one}' and '{other}' are of two kinds. Write both as text, or both as lists of messages.",
+        other,
+    )
+
+
+def _no_answer(answer: str | list[ChatMessage], field: str) -> Problem | None:
+    if not answer:
+        return Problem(Code.NO_ANSWER, f"'{field}' is empty. Write what the model shall learn.", field)
+    if isinstance(answer, list) and (answer[-1].role != "assistant" or not (answer[-1].text or answer[-1].tool_calls)):
+        return Problem(
+            Code.NO_ANSWER,
+            f"'{field}' does not end with an assistant message. Add the answer that the model shall learn.",
+            field,
+        )
+    return None
+
+
+def _no_prompt(prompt: str | list[ChatMessage]) -> Problem | None:
+    if prompt != []:
+        return None
+    return Problem(Code.WRONG_SHAPE, "'prompt' has no messages. Write what the model answers to.", "prompt")
 
 
 def _call_for_template(call: dict[str, Any]) -> dict[str, Any]:

@@ -1,258 +1,253 @@
 """From rows to token ids and labels: which tokens the model shall learn to say, and which it only reads.
 
 Of a conversation the assistant's turns and the token that ends each of them are trained, and nothing else; of a prompt
-with its completion all of the completion, as TRL does; with `train_on: all` every token. Where a turn begins and ends
-is read off the template itself: the text of the conversation up to a turn is a prefix of the text with it, and the
-difference is the turn.
+with its completion all of the completion, as TRL does; of a text, and with `train_on: all` of these two, every token.
+Of a preference and of an answer that is wanted or not the answers are trained, as by TRL's trainers for them.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
-from jinja2 import TemplateError
+from tokenizers import Encoding
 from transformers import PreTrainedTokenizerBase
 
-from app.files.rows import ChatMessage, ChatRow, PromptRow
+from app.files.findings import Code, Finding, Place, at
+from app.files.rows import ChatMessage, ChatRow, PreferenceRow, PromptRow, Row, TextRow, UnpairedRow
+from worker.training.templates import ChatTemplate, Refused, Span, TemplateUnusable, Turn, shared
 
 IGNORED = -100
 """The label of a token that is not trained; what torch's cross entropy skips."""
 BATCH_ROWS = 256
-"""Rows tokenised in one call: enough to keep the tokenizer's threads busy, and of long rows so much text that their
-tokens with offsets take some 100 MB."""
+"""Rows tokenised in one call: enough to keep the tokenizer's threads busy, and of long rows so much text that the
+tokens of two batches, which are held at a time, take some 200 MB."""
 BATCH_CHARACTERS = 1_000_000
+
+TALK = ChatRow([ChatMessage("user", "Ping?"), ChatMessage("assistant", "Pong.")])
+"""What every base for chat can learn from; where one cannot, it is not the row's fault."""
 
 TrainOn = Literal["completion", "all"]
 
 
-class RowUnusable(ValueError):
-    """A row cannot be labelled; the message says which line and why."""
-
-
-class TemplateUnusable(Exception):
-    """The base's chat template cannot show where an answer ends."""
-
-
 @dataclass(frozen=True, slots=True)
-class LabelledRow:
-    """One example as the model sees it."""
+class Tokens:
+    """What the model sees at one go."""
 
-    line: int
     input_ids: list[int]
     labels: list[int]
     """As long as `input_ids`: the token's id where it is trained, else -100."""
 
 
+@dataclass(frozen=True, slots=True)
+class LabelledRow(Tokens):
+    """One example; of a preference the prompt and the answer that is preferred."""
+
+    place: Place
+    rejected: Tokens | None = None
+    """Of a preference the prompt and the other answer, which begins as many tokens from the start."""
+    wanted: bool | None = None
+    """Of an unpaired row its label."""
+
+
 def labelled(
-    rows: Iterable[tuple[int, ChatRow | PromptRow]], tokenizer: PreTrainedTokenizerBase, train_on: TrainOn
-) -> Iterator[LabelledRow]:
-    """Rows of a file with their line numbers → tokens and labels. Raises `RowUnusable` or `TemplateUnusable`."""
-    for batch in _in_batches(rows):
-        chats = [(line, row) for line, row in batch if isinstance(row, ChatRow)]
-        texts, conversations = list[tuple[int, str, str]](), list[tuple[int, str, str]]()
-        for line, row in batch:
-            match row:
-                case PromptRow(prompt=str(prompt), completion=str(completion)):
-                    texts.append(_with_end(line, prompt, completion, tokenizer))
-                case PromptRow(prompt=list(prompt), completion=list(completion)):
-                    conversations.append(_as_text(line, prompt, completion, tokenizer))
-        yield from _in_order(
-            _labelled_chats(chats, tokenizer, train_on) if chats else (),
-            _labelled_prompts(texts, tokenizer, train_on, special=True) if texts else (),
-            _labelled_prompts(conversations, tokenizer, train_on, special=False) if conversations else (),
-        )
+    rows: Iterable[tuple[Place, Row]], tokenizer: PreTrainedTokenizerBase, train_on: TrainOn
+) -> Iterator[LabelledRow | Finding]:
+    """Each row as tokens with their labels, or why it has none. Raises `TemplateUnusable` where none could have any.
 
-
-def _in_order(*kinds: Iterable[LabelledRow]) -> list[LabelledRow]:
-    return sorted((row for kind in kinds for row in kind), key=lambda row: row.line)
-
-
-def _labelled_prompts(
-    rows: list[tuple[int, str, str]], tokenizer: PreTrainedTokenizerBase, train_on: TrainOn, *, special: bool
-) -> Iterator[LabelledRow]:
-    """As TRL does: prompt and completion tokenised together; the completion begins where the prompt's tokens end.
-
-    Rows are line, prompt, prompt and completion; `special`: the tokenizer adds what it begins and ends texts with.
+    While the tokenizer works on one batch, on all cores, the next is read and rendered.
     """
-    prompt_ids = tokenizer([prompt for _, prompt, _ in rows], add_special_tokens=special)["input_ids"]
-    whole_ids = tokenizer([whole for _, _, whole in rows], add_special_tokens=special)["input_ids"]
-    for (line, _, _), prompt, whole in zip(rows, prompt_ids, whole_ids, strict=True):
-        start = 0 if train_on == "all" else _shared(prompt, whole)
-        yield LabelledRow(line, whole, [IGNORED] * start + whole[start:])
+    labeller = _Labeller(tokenizer, train_on)
+    before: tuple[_Batch, Future[list[list[_Encoded]]]] | None = None
+    with ThreadPoolExecutor(1, thread_name_prefix="tokenizer") as beside:
+        for batch in _in_batches(labeller.written(place, row) for place, row in rows):
+            begun = batch, beside.submit(_encoded, batch, tokenizer)
+            if before is not None:
+                yield from labeller.finished(*before)
+            before = begun
+        if before is not None:
+            yield from labeller.finished(*before)
 
 
-def _with_end(line: int, prompt: str, completion: str, tokenizer: PreTrainedTokenizerBase) -> tuple[int, str, str]:
-    eos = tokenizer.eos_token
-    if not isinstance(eos, str):
-        raise TemplateUnusable("The base's tokenizer has no end-of-sequence token, so no answer would ever end.")
-    return line, prompt, prompt + completion + ("" if completion.endswith(eos) else eos)
+@dataclass(frozen=True, slots=True)
+class _Written:
+    """A row as text, to be tokenised."""
+
+    place: Place
+    texts: list[str]
+    """Of a row with a prompt the prompt, and the prompt with each of the answers; else one text."""
+    special: bool
+    """Whether the tokenizer adds what it begins and ends texts with; a chat template writes that itself."""
+    turns: list[Turn] | None = None
+    """Of a conversation what is trained."""
+    answers: tuple[str, ...] = ()
+    """The fields that the answers are in."""
+    wanted: bool | None = None
 
 
-def _as_text(
-    line: int, prompt: list[ChatMessage], completion: list[ChatMessage], tokenizer: PreTrainedTokenizerBase
-) -> tuple[int, str, str]:
-    messages = _for_template([*prompt, *completion], tokenizer)
-    before = _render(line, tokenizer, messages[: len(prompt)], add_generation_prompt=True)
-    whole = _render(line, tokenizer, messages)
-    _require_content(line, completion[-1], whole[_shared(before, whole) :])
-    return line, before, whole
+_Batch = list[_Written | Finding]
+_Encoded = tuple[list[int], Encoding]
+"""A text's tokens, and which characters they stand for."""
 
 
-def _labelled_chats(
-    rows: list[tuple[int, ChatRow]], tokenizer: PreTrainedTokenizerBase, train_on: TrainOn
-) -> Iterator[LabelledRow]:
-    rendered = [_rendered(line, row, tokenizer, train_on) for line, row in rows]
-    encoded = tokenizer(
-        [text for text, _ in rendered], add_special_tokens=False, return_offsets_mapping=train_on != "all"
-    )
-    for index, ((line, _), (text, turns)) in enumerate(zip(rows, rendered, strict=True)):
-        ids = encoded["input_ids"][index]
-        if train_on == "all":
-            yield LabelledRow(line, ids, list(ids))
-            continue
-        yield LabelledRow(line, ids, _labels(line, ids, encoded["offset_mapping"][index], turns, text, tokenizer))
+class _Labeller:
+    """What the rows of a file have in common: the tokenizer, its template, what is trained."""
 
-
-def _rendered(
-    line: int, row: ChatRow, tokenizer: PreTrainedTokenizerBase, train_on: TrainOn
-) -> tuple[str, list[tuple[int, int]]]:
-    """The conversation's text, and where in it each trained turn begins and ends, in characters."""
-    messages = _for_template(row.messages, tokenizer)
-    whole = _render(line, tokenizer, messages, row.tools)
-    if train_on == "all":
-        return whole, []
-    turns = []
-    for index, message in enumerate(row.messages):
-        if message.trained:
-            start, end = _turn(line, whole, messages, index, row, tokenizer)
-            _require_content(line, message, whole[start:end])
-            turns.append((start, end))
-    return whole, turns
-
-
-def _for_template(messages: list[ChatMessage], tokenizer: PreTrainedTokenizerBase) -> list[dict[str, Any]]:
-    knows_developers = "developer" in str(tokenizer.chat_template)
-    return [
-        {**message.for_template(), "role": "system"}
-        if message.role == "developer" and not knows_developers
-        else message.for_template()
-        for message in messages
-    ]
-
-
-def _require_content(line: int, message: ChatMessage, turn: str) -> None:
-    """Templates for pictures read lists of parts, and pass over a content that is text without a word; templates that
-    know no tools pass over calls.
-    """
-    words = message.text.split()
-    if words and words[-1] not in turn:
-        raise TemplateUnusable(
-            f"line {line}: the base's chat template leaves the answer's text out, so nothing of it would be learnt."
-            " Use a base for text."
-        )
-    if any(name not in turn for name in message.called):
-        raise TemplateUnusable(
-            f"line {line}: the base's chat template leaves the answer's tool calls out, so none would be learnt."
-            " Use a base that can call tools."
-        )
-
-
-def _turn(
-    line: int,
-    whole: str,
-    messages: list[dict[str, Any]],
-    index: int,
-    row: ChatRow,
-    tokenizer: PreTrainedTokenizerBase,
-) -> tuple[int, int]:
-    through = whole if index == len(messages) - 1 else _render(line, tokenizer, messages[: index + 1], row.tools)
-    if index:
-        before = _render(line, tokenizer, messages[:index], row.tools, add_generation_prompt=True)
-        start = _shared(before, through)
-        # The generation prompt may differ from what stands before an answer; the conversation before it may not.
-        fits = start == len(before) or _generation_prompt(line, tokenizer).endswith(before[start:])
-    else:  # nothing to render before it; a template may still put its own system message there
-        prompt = _generation_prompt(line, tokenizer)
-        start = through.find(prompt) + len(prompt)
-        if not prompt or prompt not in through:
-            raise RowUnusable(
-                f"line {line}: the base's chat template does not show where an answer begins that nothing goes before."
-                " Begin with a user's message, or give the answer weight 0."
-            )
-        fits = True
-    if not whole.startswith(through) and isinstance(tokenizer.eos_token, str):
-        through = through.removesuffix(tokenizer.eos_token)  # Phi-3's closes a conversation, not its turns
-    if not fits or not whole.startswith(through):
-        raise RowUnusable(
-            f"line {line}: the base's chat template changes messages[{index}] once others follow it, so what the model"
-            " would learn is not what it will see. Split the conversation, or give that message weight 0."
-        )
-    return start, len(through)
-
-
-def _generation_prompt(line: int, tokenizer: PreTrainedTokenizerBase) -> str:
-    """What the template puts before an answer that is still to come; empty for templates that put nothing there."""
-    question = [{"role": "user", "content": "."}]
-    without = _render(line, tokenizer, question)
-    with_it = _render(line, tokenizer, question, add_generation_prompt=True)
-    return with_it[_shared(without, with_it) :]
-
-
-def _render(
-    line: int,
-    tokenizer: PreTrainedTokenizerBase,
-    messages: list[dict[str, Any]],
-    tools: list[dict[str, Any]] | None = None,
-    *,
-    add_generation_prompt: bool = False,
-) -> str:
-    if tokenizer.chat_template is None:
-        raise TemplateUnusable(
-            "The base has no chat template, so it reads no conversations. Use a base made for chat, or rows of"
-            " prompt and completion."
-        )
-    try:
-        text = tokenizer.apply_chat_template(
-            messages, tools=tools, tokenize=False, add_generation_prompt=add_generation_prompt
-        )
-    except Exception as error:  # a template is somebody else's program, and fails as it likes
-        if type(error) is TemplateError:  # what its `raise_exception` raises: this conversation is not for it
-            raise RowUnusable(f"line {line}: the base's chat template refuses it: {error}") from error
-        raise TemplateUnusable(
-            f"line {line}: the base's chat template fails with {type(error).__name__}: {str(error)[:500]}"
-        ) from error
-    assert isinstance(text, str)  # noqa: S101  what `tokenize=False` gives for one conversation
-    return text
-
-
-def _labels(
-    line: int,
-    ids: list[int],
-    offsets: Sequence[tuple[int, int]],
-    turns: list[tuple[int, int]],
-    text: str,
-    tokenizer: PreTrainedTokenizerBase,
-) -> list[int]:
-    labels = [IGNORED] * len(ids)
-    ends = _special_ids(tokenizer)
-    for start, end in turns:
-        inside = [at for at, (first, last) in enumerate(offsets) if last > start and first < end]
-        # What stands behind the end-of-turn token (ChatML's line break) is the template's, not the model's.
-        while inside and ids[inside[-1]] not in ends and not text[slice(*offsets[inside[-1]])].strip():
-            inside.pop()
-        if not inside or ids[inside[-1]] not in ends:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, train_on: TrainOn) -> None:
+        if not tokenizer.is_fast:
             raise TemplateUnusable(
-                f"line {line}: the base's chat template ends an answer without a special token, so the model would"
-                " never learn to stop. Use a base with a chat template that ends its turns."
+                "The base's tokenizer does not tell which characters a token stands for. Add its tokenizer.json."
             )
-        for at in inside:
-            labels[at] = ids[at]
-    return labels
+        self._tokenizer = tokenizer
+        self._template = ChatTemplate(tokenizer)
+        self._all = train_on == "all"
+        self._ends = _special_ids(tokenizer)
+        self._unusable = self._why_unusable()
+
+    def written(self, place: Place, row: Row) -> _Written | Finding:
+        """A row as text."""
+        try:
+            match row:
+                case TextRow(text=text):
+                    return _Written(place, [self._ended(text)], special=True)
+                case ChatRow():
+                    return self._conversation(place, row)
+                case PromptRow() | UnpairedRow():
+                    wanted = row.label if isinstance(row, UnpairedRow) else None
+                    return self._answered(place, row, {"completion": row.completion}, wanted)
+                case PreferenceRow():
+                    return self._answered(place, row, {"chosen": row.chosen, "rejected": row.rejected})
+        except Refused as refused:
+            return self._finding(place, refused)
+
+    def finished(self, batch: _Batch, encoded: Future[list[list[_Encoded]]]) -> Iterator[LabelledRow | Finding]:
+        """A batch's rows with their labels."""
+        for row, texts in zip(batch, encoded.result(), strict=True):
+            yield row if isinstance(row, Finding) else self._labelled(row, texts)
+
+    def _conversation(self, place: Place, row: ChatRow) -> _Written:
+        if self._all:
+            return _Written(place, [self._template.text(row)], special=False)
+        text, turns = self._template.conversation(row)
+        return _Written(place, [text], special=False, turns=turns)
+
+    def _answered(
+        self,
+        place: Place,
+        row: PromptRow | PreferenceRow | UnpairedRow,
+        answers: dict[str, str | list[ChatMessage]],
+        wanted: bool | None = None,
+    ) -> _Written | Finding:
+        texts = {name: answer for name, answer in answers.items() if isinstance(answer, str)}
+        messages = {name: answer for name, answer in answers.items() if isinstance(answer, list)}
+        if isinstance(row.prompt, str) and not messages:
+            written = [row.prompt, *(row.prompt + self._ended(answer) for answer in texts.values())]
+        elif isinstance(row.prompt, list) and not texts:
+            written = self._template.answered(row.prompt, messages, row.tools)
+        else:
+            names = " and ".join(f"'{name}'" for name in ("prompt", *answers))
+            message = f"{names} are of two kinds. Write all of them as text, or all as lists of messages."
+            return at(place, Code.WRONG_SHAPE, message)
+        special = isinstance(row.prompt, str)
+        if self._all and isinstance(row, PromptRow):
+            return _Written(place, written[1:], special)
+        return _Written(place, written, special, answers=tuple(answers), wanted=wanted)
+
+    def _ended(self, text: str) -> str:
+        """With the end-of-sequence token behind it, once."""
+        eos = self._tokenizer.eos_token
+        if not isinstance(eos, str):
+            raise TemplateUnusable("The base's tokenizer has no end-of-sequence token, so no answer would ever end.")
+        return text if text.endswith(eos) else text + eos
+
+    def _labelled(self, row: _Written, texts: list[_Encoded]) -> LabelledRow | Finding:
+        try:
+            first, *others = self._with_labels(row, texts)
+        except Refused as refused:
+            return self._finding(row.place, refused)
+        if not all(map(_learns, (first, *others))):
+            return at(row.place, Code.NOTHING_TRAINED, "there is nothing in it to learn. Add an answer.")
+        return LabelledRow(first.input_ids, first.labels, row.place, others[0] if others else None, row.wanted)
+
+    def _with_labels(self, row: _Written, texts: list[_Encoded]) -> list[Tokens]:
+        ids, encoding = texts[0]
+        if row.turns is not None:
+            return [Tokens(ids, self._of_turns(ids, encoding, row.texts[0], row.turns))]
+        if not row.answers:
+            return [Tokens(ids, ids[:])]
+        if not row.special:
+            for name, text, (whole, encoding) in zip(row.answers, row.texts[1:], texts[1:], strict=True):
+                self._end(whole, encoding, text, (0, len(text)), name)
+        # Prompt and answer are tokenised together; the answers begin where their tokens part from the prompt's.
+        start = min(shared(ids, whole) for whole, _ in texts[1:])
+        return [Tokens(whole, [IGNORED] * start + whole[start:]) for whole, _ in texts[1:]]
+
+    def _of_turns(self, ids: list[int], encoding: Encoding, text: str, turns: list[Turn]) -> list[int]:
+        labels = [IGNORED] * len(ids)
+        for message, start, end in turns:
+            last = self._end(ids, encoding, text, (start, end), f"messages[{message}]")
+            first = _token_of(encoding, range(start, end))
+            assert first is not None  # noqa: S101  there is one, the last
+            if start and ids[first] in self._ends and encoding.char_to_token(start - 1) == first:
+                first += 1  # Phi-3's `<|assistant|>` takes the white space behind it along
+            labels[first : last + 1] = ids[first : last + 1]
+        return labels
+
+    def _end(self, ids: list[int], encoding: Encoding, text: str, span: Span, field: str) -> int:
+        """Which token ends a turn. What stands behind it (ChatML's line break) is the template's, not the model's."""
+        start, end = span
+        stop = start + len(text[start:end].rstrip())
+        last = _token_of(encoding, range(stop - 1, start - 1, -1))
+        if last is None or ids[last] not in self._ends:
+            raise Refused(
+                "the base's chat template ends an answer without a special token, so the model would never learn to"
+                " stop. Use a base with a chat template that ends its turns.",
+                field,
+            )
+        return last
+
+    def _finding(self, place: Place, refused: Refused) -> Finding:
+        if self._unusable:
+            raise TemplateUnusable(self._unusable) from refused
+        return at(place, Code.TEMPLATE, str(refused), field=refused.field)
+
+    def _why_unusable(self) -> str | None:
+        """Why even the simplest of conversations is refused. Asked first: later another thread has the tokenizer."""
+        try:
+            talk = self._conversation(Place(1, None), TALK)
+            self._with_labels(talk, *_encoded([talk], self._tokenizer))
+        except Refused as refused:
+            return str(refused)
+        except TemplateUnusable:  # there is no template, and rows of text need none
+            return None
+        return None
 
 
-def _shared(one: Sequence[object], other: Sequence[object]) -> int:
-    """How many items two sequences begin with in common."""
-    return next((at for at, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+def _encoded(batch: _Batch, tokenizer: PreTrainedTokenizerBase) -> list[list[_Encoded]]:
+    """The tokens of each row's texts, none of what is a finding already."""
+    texts: dict[bool, list[str]] = {False: [], True: []}
+    for row in batch:
+        if isinstance(row, _Written):
+            texts[row.special].extend(row.texts)
+    encoded = {special: _tokenised(some, tokenizer, special=special) for special, some in texts.items()}
+    return [[next(encoded[row.special]) for _ in row.texts] if isinstance(row, _Written) else [] for row in batch]
+
+
+def _tokenised(texts: list[str], tokenizer: PreTrainedTokenizerBase, *, special: bool) -> Iterator[_Encoded]:
+    if not texts:
+        return iter(())
+    made = tokenizer(texts, add_special_tokens=special, return_attention_mask=False, return_token_type_ids=False)
+    return zip(made["input_ids"], made.encodings, strict=True)
+
+
+def _token_of(encoding: Encoding, characters: range) -> int | None:
+    """The first token that one of these stands in: white space, and what a tokenizer normalises away, may have none."""
+    return next((token for at in characters if (token := encoding.char_to_token(at)) is not None), None)
+
+
+def _learns(tokens: Tokens) -> bool:
+    """Whether there is anything in the loss, which is of each token after the first."""
+    return tokens.labels.count(IGNORED) < len(tokens.labels) - (tokens.labels[:1] != [IGNORED])
 
 
 def _special_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
@@ -260,11 +255,11 @@ def _special_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
     return frozenset([*tokenizer.all_special_ids, *added])
 
 
-def _in_batches(rows: Iterable[tuple[int, ChatRow | PromptRow]]) -> Iterator[list[tuple[int, ChatRow | PromptRow]]]:
-    batch, characters = list[tuple[int, ChatRow | PromptRow]](), 0
-    for line, row in rows:
-        batch.append((line, row))
-        characters += row.characters
+def _in_batches(rows: Iterable[_Written | Finding]) -> Iterator[_Batch]:
+    batch, characters = _Batch(), 0
+    for row in rows:
+        batch.append(row)
+        characters += 0 if isinstance(row, Finding) else sum(map(len, row.texts))
         if len(batch) == BATCH_ROWS or characters >= BATCH_CHARACTERS:
             yield batch
             batch, characters = [], 0

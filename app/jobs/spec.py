@@ -11,7 +11,8 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-Auto = Literal["auto"]
+from app.files.spec import Auto, HoldoutShare
+
 LARGEST_BATCH = 4096
 LARGEST_MICRO_BATCH = 1024
 SHORTEST_MAX_LENGTH = 8
@@ -68,7 +69,7 @@ class SupervisedHyperparameters(SpecPart):
 
     n_epochs: Auto | Annotated[int, Field(ge=1, le=50)] = Field("auto", description="Passes over the training file.")
     batch_size: Auto | Annotated[int, Field(ge=1, le=LARGEST_BATCH)] = Field(
-        "auto", description="Rows a step: per device × accumulation × gpus."
+        "auto", description="Rows a step, or packs of rows with `packing`: per device × accumulation × gpus."
     )
     learning_rate_multiplier: Auto | Annotated[float, Field(gt=0, le=1000)] = Field(
         "auto", description="Scales the recipe's rate; a `learning_rate` given as a number is taken as it is."
@@ -78,7 +79,12 @@ class SupervisedHyperparameters(SpecPart):
         "auto", description="Tokens a row may have; auto: the longest row, at most the model's context."
     )
     truncate: bool = Field(False, description="Cut rows longer than `max_length` instead of refusing them.")
-    packing: Annotated[Auto | bool, only("auto", False)] = "auto"
+    packing: Auto | bool = Field(
+        "auto",
+        description="Lay several rows, which cannot see each other, end to end in a sequence of at most `max_length`"
+        " tokens; the three numbers of a batch then count such packs. auto: where it saves a fifth of the tokens and"
+        " none of the three is given.",
+    )
     train_on: Auto | Literal["completion", "all"] = Field("auto", description="The answers, or every token.")
     warmup_ratio: Auto | Annotated[float, Field(ge=0, lt=1)] = "auto"
     lr_scheduler_type: Auto | Literal["linear", "cosine", "constant", "constant_with_warmup"] = "auto"
@@ -178,6 +184,23 @@ def _offered_tuning(given: object) -> object:
     return given
 
 
+class Evaluation(SpecPart):
+    """What the result is measured on."""
+
+    holdout: Auto | HoldoutShare = Field(
+        "auto",
+        description="Share of the training file's rows that is kept for validation, where there is no validation file;"
+        " auto: a tenth from 100 rows on. Which rows is decided by their content, so rows that are added move none.",
+    )
+    prompts: Annotated[int | None, only(None)] = None
+    suites: Annotated[list[str] | None, only(None)] = None
+    forgetting_budget: Annotated[float | None, only(None)] = None
+
+
+def _an_absent_evaluation(given: object) -> object:
+    return {} if given is None else given
+
+
 class Resources(SpecPart):
     """What the job may use, and how urgent it is."""
 
@@ -217,7 +240,7 @@ class JobSpec(SpecPart):
     metadata: Metadata | None = None
     method: Method = Method()
     tuning: Annotated[Tuning, BeforeValidator(_offered_tuning)] = LoraTuning()
-    evaluation: Annotated[dict[str, Any] | None, only(None)] = None
+    evaluation: Annotated[Evaluation, BeforeValidator(_an_absent_evaluation)] = Evaluation()
     resources: Resources = Resources()
     integrations: Annotated[list[Any] | None, only(None, [])] = None
 
@@ -238,6 +261,16 @@ class JobSpec(SpecPart):
                 {"field": "hyperparameters"},
             )
         return {**rest, "method": {"type": "supervised", "supervised": {"hyperparameters": old}}}
+
+    @model_validator(mode="after")
+    def validation_rows_come_from_one_place(self) -> Self:
+        """Refuse a holdout beside a validation file."""
+        if self.validation_file is not None and self.evaluation.holdout not in ("auto", 0):
+            message = "There is a validation_file, so nothing is held out. Leave one of the two out."
+            raise PydanticCustomError(
+                "two_validations", "{message}", {"field": "evaluation.holdout", "message": message}
+            )
+        return self
 
     @model_validator(mode="after")
     def batch_size_is_the_product_of_its_parts(self) -> Self:

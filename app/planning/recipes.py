@@ -3,9 +3,10 @@
 Pure: a spec and the facts of its data and base in, the same spec with numbers out.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from app.files.spec import Auto, DataSpec
 from app.jobs.prepared import Prepared
 from app.jobs.spec import (
     HIGHEST_LEARNING_RATE,
@@ -29,6 +30,11 @@ class Recipe:
     warmup_ratio: float = 0.03
     lr_scheduler_type: str = "cosine"
     max_grad_norm: float = 1.0  # transformers' own default
+
+    @property
+    def rows(self) -> int:
+        """Of a step."""
+        return self.per_device_train_batch_size * self.gradient_accumulation_steps
 
 
 FULL = Recipe(
@@ -55,6 +61,32 @@ WIDTH_EXPONENTS = {"llama": 0.781, "qwen2": 0.0775, "qwen3": 0.0775}
 """p in (4096 / hidden)^p by `model_type`: the fit of *LoRA Without Regret* (Thinking Machines, 2025)."""
 
 
+PACKING_SAVES = 0.2
+"""Share of the tokens that must be saved, for packing to be worth that steps of packs vary in their number of rows."""
+
+KEEPS_ROWS_APART = frozenset(
+    {
+        "gemma",
+        "gemma3_text",
+        "gpt2",
+        "gpt_neox",
+        "granite",
+        "llama",
+        "mistral",
+        "olmo2",
+        "phi",
+        "phi3",
+        "qwen2",
+        "qwen3",
+        "smollm3",
+    }
+    | {"stablelm", "starcoder2"}
+)
+"""`model_type`s that `auto` packs for. Tests compare their losses packed and unpacked; each trainer tries its base."""
+
+BATCH_NUMBERS = ("batch_size", "per_device_train_batch_size", "gradient_accumulation_steps")
+
+
 @dataclass(frozen=True, slots=True)
 class Facts:
     """What a recipe needs to know of the data, the base and the device."""
@@ -64,6 +96,12 @@ class Facts:
     model_type: str
     context_length: int
     device: Literal["cpu", "cuda"]
+    rows_per_pack: float | None = None
+    """The mean; None where each row is its own sequence."""
+    packing_saves: float = 0.0
+    """Share of the tokens, whether the rows were packed or not."""
+    holdout: float = 0.0
+    """Share of the rows that is not trained on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +123,60 @@ def facts_of(prepared: Prepared, *, device: Literal["cpu", "cuda"]) -> Facts:
         model_type=prepared.model_type,
         context_length=prepared.context_length,
         device=device,
+        rows_per_pack=prepared.train.rows / prepared.train.packs if prepared.train.packs else None,
+        packing_saves=prepared.train.packing_saves,
+        holdout=prepared.resolved.holdout if prepared.resolved else 0.0,
     )
+
+
+def data_spec(spec: JobSpec) -> DataSpec:
+    """What of a spec decides over its tokens."""
+    given = spec.hyperparameters
+    return DataSpec(
+        model=spec.model,
+        method=spec.method.type,
+        train_on="all" if given.train_on == "all" else "completion",
+        max_length=given.max_length,
+        truncate=given.truncate,
+        packing=packing(spec),
+        per_device_train_batch_size=rows_at_a_time(spec),
+        most_rows_per_pack=most_rows_per_pack(spec),
+        holdout=0.0 if spec.validation_file is not None else spec.evaluation.holdout,
+    )
+
+
+def max_length(spec: JobSpec, *, longest_row: int, context_length: int) -> int:
+    """Tokens that a row, or a pack, may have: as given, else the longest row, at most the model's context."""
+    given = spec.hyperparameters.max_length
+    return max(SHORTEST_MAX_LENGTH, min(longest_row, context_length)) if given == "auto" else given
+
+
+def rows_at_a_time(spec: JobSpec) -> int:
+    """Rows of a batch on a device where no packs are trained: without packing, and in evaluations."""
+    recipe = RECIPES[spec.tuning.type]
+    if spec.hyperparameters.packing is True:  # then what is given counts packs
+        return recipe.per_device_train_batch_size
+    return _batch(spec, recipe)["per_device_train_batch_size"]
+
+
+def most_rows_per_pack(spec: JobSpec) -> int:
+    """A pack is at most one step of the recipe, however short its rows: fewer and larger steps learn less."""
+    return RECIPES[spec.tuning.type].rows
+
+
+def packing(spec: JobSpec) -> Auto | bool:
+    """Whether to pack: as given; not by itself where a given batch counts rows; `auto`: if it `is_worth_packing`."""
+    given = spec.hyperparameters.packing
+    return False if given == "auto" and _gives_batch_numbers(spec) else given
+
+
+def is_worth_packing(model_type: str, saves: float) -> bool:
+    """What `auto` packs: rows that a base of this family keeps apart, where it saves so large a share of the tokens."""
+    return model_type in KEEPS_ROWS_APART and saves >= PACKING_SAVES
+
+
+def _gives_batch_numbers(spec: JobSpec) -> bool:
+    return any(getattr(spec.hyperparameters, name) != "auto" for name in BATCH_NUMBERS)
 
 
 def width_factor(model_type: str, hidden_size: int) -> float:
@@ -106,8 +197,8 @@ def resolve(spec: JobSpec, facts: Facts) -> JobSpec:
         "n_epochs": recipe.n_epochs,
         "learning_rate": min(HIGHEST_LEARNING_RATE, _rate(spec, facts)),
         "learning_rate_multiplier": multiplier,
-        "max_length": max(SHORTEST_MAX_LENGTH, min(facts.longest_row, facts.context_length)),
-        "packing": False,
+        "max_length": max_length(spec, longest_row=facts.longest_row, context_length=facts.context_length),
+        "packing": facts.rows_per_pack is not None,
         "train_on": "completion",
         "warmup_ratio": recipe.warmup_ratio,
         "lr_scheduler_type": recipe.lr_scheduler_type,
@@ -116,11 +207,13 @@ def resolve(spec: JobSpec, facts: Facts) -> JobSpec:
         "max_grad_norm": recipe.max_grad_norm,
         # Recomputing costs a third of the speed; without a memory plan it is the safe choice on a GPU only.
         "gradient_checkpointing": facts.device == "cuda",
-        **_batch(spec, recipe),
+        **_batch(spec, _in_packs(recipe, facts.rows_per_pack)),
     }
     chosen = {name: value for name, value in numbers.items() if getattr(given, name) == "auto"}
     body = spec.model_dump(mode="json")
     body["method"]["supervised"]["hyperparameters"].update(chosen)
+    if body["evaluation"]["holdout"] == "auto":
+        body["evaluation"]["holdout"] = facts.holdout
     if isinstance(spec.tuning, LoraTuning):
         for name, value in (("r", LORA_R), ("lora_alpha", LORA_ALPHA)):
             if body["tuning"][name] == "auto":
@@ -170,6 +263,15 @@ def warnings(spec: JobSpec, facts: Facts) -> list[Guardrail]:
                 "Try two or three rates around it on a small part of the data.",
             )
         )
+    if spec.evaluation.holdout == "auto" and facts.holdout:
+        found.append(
+            Guardrail(
+                "rows_held_out",
+                f"{100 * facts.holdout:g} % of the training file's rows are kept for validation and not trained on.",
+                "evaluation.holdout",
+                "Send evaluation.holdout: 0 to train on all of them, or a validation_file.",
+            )
+        )
     if spec.tuning.type == "full" and given.n_epochs != "auto" and given.n_epochs > 2:
         found.append(
             Guardrail(
@@ -179,7 +281,34 @@ def warnings(spec: JobSpec, facts: Facts) -> list[Guardrail]:
                 "Use 1 or 2.",
             )
         )
+    if _gives_batch_numbers(spec):
+        found.extend(_packing_warnings(spec, facts))
     return found
+
+
+def _packing_warnings(spec: JobSpec, facts: Facts) -> list[Guardrail]:
+    given, param = spec.hyperparameters, "method.supervised.hyperparameters.packing"
+    if given.packing == "auto" and is_worth_packing(facts.model_type, facts.packing_saves):
+        return [
+            Guardrail(
+                "packing_left_out",
+                f"A batch that is given counts rows, so they are not packed: {100 * facts.packing_saves:.0f} % of the"
+                " tokens computed are padding.",
+                param,
+                "Leave the numbers of a batch 'auto', or send packing: true and count packs.",
+            )
+        ]
+    if given.packing is True and facts.rows_per_pack is not None:
+        rows = _batch(spec, _in_packs(RECIPES[spec.tuning.type], facts.rows_per_pack))["batch_size"]
+        return [
+            Guardrail(
+                "batch_counts_packs",
+                f"With packing a batch counts packs: a step of {rows} has about {rows * facts.rows_per_pack:.0f} rows.",
+                param,
+                "Leave the numbers of a batch 'auto' for as many rows a step as the recipe has.",
+            )
+        ]
+    return []
 
 
 def _rate_warnings(rate: float, spec: JobSpec, facts: Facts) -> list[Guardrail]:
@@ -213,6 +342,14 @@ def _optimizer(spec: JobSpec, facts: Facts) -> str:
     return "adamw_torch_fused"
 
 
+def _in_packs(recipe: Recipe, rows_per_pack: float | None) -> Recipe:
+    """About as many rows a step, in packs: one at a time, which is as long as the longest row alone would be."""
+    if rows_per_pack is None:
+        return recipe
+    packs_a_step = max(1, round(recipe.rows / rows_per_pack))
+    return replace(recipe, per_device_train_batch_size=1, gradient_accumulation_steps=packs_a_step)
+
+
 def _batch(spec: JobSpec, recipe: Recipe) -> dict[str, int]:
     """The three numbers of a batch; what is given rules, what is `auto` follows from it."""
     given, gpus = spec.hyperparameters, spec.resources.gpus
@@ -231,8 +368,7 @@ def _batch(spec: JobSpec, recipe: Recipe) -> dict[str, int]:
     elif per_device is None:
         per_device = min(recipe.per_device_train_batch_size, max(1, LARGEST_BATCH // ((accumulation or 1) * gpus)))
     if accumulation is None:
-        whole = recipe.per_device_train_batch_size * recipe.gradient_accumulation_steps
-        accumulation = max(1, whole // per_device)
+        accumulation = max(1, recipe.rows // per_device)
     return {
         "batch_size": per_device * accumulation * gpus,
         "per_device_train_batch_size": per_device,

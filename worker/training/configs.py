@@ -11,6 +11,7 @@ from transformers import BitsAndBytesConfig
 from trl import SFTConfig
 
 from app.jobs.spec import JobSpec, LoraTuning
+from app.planning import recipes
 from worker.training.device import Device
 
 
@@ -53,7 +54,7 @@ def sft_config(spec: JobSpec, device: Device, output_dir: Path) -> SFTConfig:
         num_train_epochs=_number(given.n_epochs),
         max_steps=given.max_steps or -1,
         per_device_train_batch_size=_number(given.per_device_train_batch_size),
-        per_device_eval_batch_size=_number(given.per_device_train_batch_size),
+        per_device_eval_batch_size=recipes.rows_at_a_time(spec),
         gradient_accumulation_steps=_number(given.gradient_accumulation_steps),
         learning_rate=float(given.learning_rate),
         lr_scheduler_type=given.lr_scheduler_type,
@@ -64,8 +65,10 @@ def sft_config(spec: JobSpec, device: Device, output_dir: Path) -> SFTConfig:
         gradient_checkpointing=bool(given.gradient_checkpointing),
         gradient_checkpointing_kwargs={"use_reentrant": False} if given.gradient_checkpointing else None,
         max_length=_number(given.max_length),
-        packing=False,
-        dataset_kwargs={"skip_prepare_dataset": True},  # preparing has made ids and labels
+        packing=bool(given.packing),  # batches without padding, positions that restart at each row of a pack
+        packing_strategy="bfd",
+        eval_packing=False,
+        dataset_kwargs={"skip_prepare_dataset": True},  # preparing has made ids, labels and packs
         bf16=device.precision == "bf16",
         use_cpu=device.kind == "cpu",
         seed=_number(spec.seed),
@@ -76,7 +79,7 @@ def sft_config(spec: JobSpec, device: Device, output_dir: Path) -> SFTConfig:
         eval_strategy="no",
         prediction_loss_only=True,  # keep losses, not the logits of a whole file
         save_strategy="no",
-        dataloader_num_workers=0,  # the rows are in memory
+        dataloader_num_workers=0,  # the rows are memory-mapped
         dataloader_pin_memory=device.kind == "cuda",
         report_to="none",
         disable_tqdm=True,

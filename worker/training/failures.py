@@ -6,7 +6,7 @@ import traceback
 from app.registry import identity
 from worker.messages import Failed
 from worker.training.base import BaseChanged, BaseNotFound
-from worker.training.labels import TemplateUnusable
+from worker.training.templates import TemplateUnusable
 
 
 class FileUnusable(Exception):
@@ -27,6 +27,10 @@ class SpecUnusable(Exception):
 
 class TargetModulesUnusable(Exception):
     """`tuning.target_modules` names layers that the base does not have."""
+
+
+class PackingNotSupported(Exception):
+    """The base model lets the rows of a pack see each other."""
 
 
 class LossNotFinite(Exception):
@@ -50,6 +54,12 @@ def classify(error: BaseException) -> Failed:
             return Failed(code="base_model_changed", message=_sentence(error), param="model")
         case TargetModulesUnusable():
             return Failed(code="invalid_target_modules", message=_sentence(error), param="tuning.target_modules")
+        case PackingNotSupported():
+            return Failed(
+                code="packing_not_supported",
+                message=_sentence(error),
+                param="method.supervised.hyperparameters.packing",
+            )
         case LossNotFinite():
             return Failed(
                 code="loss_not_finite",

@@ -17,12 +17,12 @@ from worker.training.checkpoints import Checkpoint
 from worker.training.child import Report, StopNow, StopRequest
 from worker.training.data import rows_of
 from worker.training.device import Device
+from worker.training.preparation import prepare, write_last
 from worker.training.result import Result
-from worker.training.tokenise import prepare, write_last
 
 
 def train(work_dir: Path, report: Report, stop: StopRequest) -> messages.Done | messages.Stopped:
-    """WORKDIR/job.json, prepared.json and the Parquet files → WORKDIR/result.
+    """WORKDIR/job.json, prepared.json and the Arrow files → WORKDIR/result.
 
     Goes on from the newest checkpoint that verifies. Raises whatever loading, training and saving raise, and
     `StopNow` where it was told to stop outside of its steps.
@@ -66,14 +66,17 @@ def build_trainer(
     base_model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
 ) -> SFTTrainer:
-    """TRL's trainer, with nothing of ours in its arithmetic. Raises `TargetModulesUnusable`."""
+    """TRL's trainer, with nothing of ours in its arithmetic.
+
+    Raises `TargetModulesUnusable`, and `PackingNotSupported` where the base would mix the rows of a pack.
+    """
     if isinstance(spec.tuning, LoraTuning):
         model.require_target_modules(base_model, spec.tuning.target_modules)
-    validation = work_dir / "validation.parquet"
+    validation = work_dir / "validation.arrow"
     trainer = SFTTrainer(
         model=base_model,
         args=configs.sft_config(spec, machine, work_dir / "checkpoints"),
-        train_dataset=rows_of(work_dir / "train.parquet"),
+        train_dataset=rows_of(work_dir / "train.arrow"),
         eval_dataset=rows_of(validation) if validation.exists() else None,
         processing_class=tokenizer,
         peft_config=configs.lora_config(spec.tuning) if isinstance(spec.tuning, LoraTuning) else None,
@@ -81,6 +84,8 @@ def build_trainer(
     trainer.remove_callback(PrinterCallback)  # it prints to standard output, where the messages go by hand
     if isinstance(spec.tuning, QloraTuning):
         model.keep_adapter_in_fp32(trainer.model)
+    if spec.hyperparameters.packing:
+        model.require_rows_kept_apart(trainer)
     return trainer
 
 

@@ -77,6 +77,71 @@ def test_whatever_the_spec_takes_the_recipe_can_fill(
     assert all(getattr(numbers, name) == value for name, value in asked.items() if value != "auto")
 
 
+def spec_of(tuning: str, **hyperparameters: Any) -> JobSpec:
+    return JobSpec.model_validate(
+        {
+            "model": "m",
+            "training_file": "f",
+            "tuning": {"type": tuning},
+            "method": {"supervised": {"hyperparameters": hyperparameters}},
+        }
+    )
+
+
+@pytest.mark.parametrize(
+    ("tuning", "rows_per_pack", "packs"),
+    [("lora", 1.0, 16), ("lora", 3.2, 5), ("lora", 16.0, 1), ("full", 4.0, 8), ("full", 40.0, 1)],
+)
+def test_a_step_of_packs_has_about_the_rows_of_the_recipe(tuning: str, rows_per_pack: float, packs: int) -> None:
+    given = resolved(tuning, replace(LLAMA_7B, rows_per_pack=rows_per_pack)).hyperparameters
+
+    assert given.packing is True
+    assert (given.batch_size, given.per_device_train_batch_size, given.gradient_accumulation_steps) == (packs, 1, packs)
+
+
+def test_a_batch_that_is_given_counts_packs_where_packing_is_asked_for() -> None:
+    facts = replace(LLAMA_7B, rows_per_pack=3.0, packing_saves=0.5)
+    given = resolved("lora", facts, packing=True, batch_size=8).hyperparameters
+    assert (given.batch_size, given.per_device_train_batch_size) == (8, 1)
+
+    (warning,) = recipes.warnings(spec_of("lora", packing=True, batch_size=8), facts)
+    assert warning.code == "batch_counts_packs"
+    assert "a step of 8 has about 24 rows" in warning.message
+    assert recipes.warnings(spec_of("lora", packing=True), facts) == []
+
+
+@pytest.mark.parametrize("name", ["batch_size", "per_device_train_batch_size", "gradient_accumulation_steps"])
+def test_auto_packs_nothing_where_a_batch_is_given(name: str) -> None:
+    facts = replace(LLAMA_7B, packing_saves=0.5)
+    assert recipes.packing(spec_of("lora", **{name: 4})) is False
+    assert resolved("lora", facts, **{name: 4}).hyperparameters.packing is False
+
+    (warning,) = recipes.warnings(spec_of("lora", **{name: 4}), facts)
+    assert (warning.code, warning.param) == ("packing_left_out", "method.supervised.hyperparameters.packing")
+    assert "50 % of the tokens computed are padding" in warning.message
+    assert recipes.warnings(spec_of("lora", **{name: 4}, packing=False), facts) == []
+    assert recipes.warnings(spec_of("lora", **{name: 4}), replace(facts, packing_saves=0.1)) == []
+
+
+def test_auto_packs_what_saves_a_fifth_for_families_that_keep_rows_apart() -> None:
+    assert recipes.packing(spec_of("lora")) == "auto"
+    assert recipes.is_worth_packing("llama", 0.2)
+    assert not recipes.is_worth_packing("llama", 0.19)
+    assert not recipes.is_worth_packing("opt", 0.9)
+
+
+def test_packing_that_is_asked_for_or_not_wanted_is_not_decided_again() -> None:
+    assert recipes.packing(spec_of("lora", packing=True, batch_size=4)) is True
+    assert recipes.packing(spec_of("lora", packing=False)) is False
+
+
+def test_evaluations_have_as_many_rows_at_a_time_as_without_packing() -> None:
+    assert recipes.rows_at_a_time(spec_of("lora")) == 2
+    assert recipes.rows_at_a_time(spec_of("lora", per_device_train_batch_size=8)) == 8
+    assert recipes.rows_at_a_time(spec_of("lora", packing=True, per_device_train_batch_size=8)) == 2
+    assert recipes.rows_at_a_time(resolved("lora", replace(LLAMA_7B, rows_per_pack=3.0))) == 2
+
+
 def test_a_rate_beyond_all_sense_is_capped_with_a_word() -> None:
     spec = JobSpec.model_validate(
         {
@@ -123,6 +188,11 @@ def test_a_batch_is_always_the_product_of_its_parts(
 def test_a_resolved_spec_resolves_to_itself() -> None:
     once = resolved("qlora", SMOLLM2, learning_rate_multiplier=3)
     assert recipes.resolve(once, SMOLLM2) == once
+
+    packs = replace(SMOLLM2, rows_per_pack=3.0, packing_saves=0.5)
+    once = resolved("qlora", packs)
+    assert once.hyperparameters.packing is True
+    assert recipes.resolve(once, packs) == once
 
 
 @pytest.mark.parametrize(

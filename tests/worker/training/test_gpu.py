@@ -69,6 +69,18 @@ def test_a_job_that_does_not_fit_is_told_what_would(make_job: Any, run: Any) -> 
     assert "qlora" in failed.message
 
 
+def test_a_step_of_packs_has_the_loss_of_its_rows(make_job: Any, run: Any) -> None:
+    """With the attention that is found: FlashAttention's of sequences of many lengths, or a mask in blocks."""
+    shared = {"rows": tiny.chat_rows(12), "n_epochs": 1, "max_length": 100}
+    packed = make_job("lora", **shared, packing=True, batch_size=4, per_device_train_batch_size=1)
+    unpacked = make_job("lora", **shared, batch_size=12, per_device_train_batch_size=4)
+
+    (ours,), (theirs,) = steps(run(packed)), steps(run(unpacked))
+
+    assert ours.loss == pytest.approx(theirs.loss, abs=5e-3)  # bf16
+    assert ours.tokens == theirs.tokens
+
+
 def test_flash_attention_is_used_where_it_can_be() -> None:
     pytest.importorskip("flash_attn")
     able = torch.cuda.get_device_capability() >= (8, 0)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from datasets import Dataset
 from safetensors.torch import load_file
 
 from tests import tiny
@@ -89,6 +90,28 @@ def test_stop_and_resume_has_the_losses_of_an_uninterrupted_run(make_job: Any, r
     assert _report(stopped)["train_seconds"] > spent > 0
     for name, weight in _weights(straight).items():
         torch.testing.assert_close(_weights(stopped)[name], weight, atol=1e-6, rtol=1e-5)
+
+
+def test_a_packed_run_goes_on_with_the_packs_that_are_left(make_job: Any, run: Any) -> None:
+    # Packs of different numbers of rows, and a last step that is smaller: the position counts packs.
+    options = {"rows": tiny.prompt_rows(33), "packing": True, "batch_size": 2, "max_length": 60}
+    straight, stopped = make_job("lora", **options), make_job("lora", **options)
+    packs = Dataset.from_file(str(straight / "train.arrow"))["seq_lengths"]
+    assert len(packs) % 2
+    assert len({len(rows) for rows in packs}) > 1
+    whole = [message for message in run(straight) if isinstance(message, messages.Metrics)]
+
+    first = run(stopped, _stop_after(2))
+    second = run(stopped)
+
+    assert first[-1] == messages.Stopped(3)
+    steps = [message for message in [*first, *second] if isinstance(message, messages.Metrics)]
+    assert [step.loss for step in steps] == pytest.approx([step.loss for step in whole], abs=1e-6)
+    assert [(step.step, step.tokens, step.epoch) for step in steps] == [
+        (step.step, step.tokens, step.epoch) for step in whole
+    ]
+    for name in ("tokens", "loss_last", "trained_tokens", "steps"):
+        assert _report(stopped)[name] == pytest.approx(_report(straight)[name], abs=1e-6), name
 
 
 def test_a_resume_without_its_state_would_be_seen(make_job: Any, run: Any) -> None:

@@ -19,6 +19,7 @@ import app.jobs.routes
 import app.jobs.stream_routes
 import app.registry.permission_routes
 import app.registry.routes
+import app.reports.routes
 import app.uploads.routes
 import app.webhooks.routes
 import app.work.routes
@@ -27,6 +28,7 @@ from app.db import new_session
 from app.errors import Unavailable
 from app.jobs.feeds import Feeds
 from app.reads import Reads
+from app.reports import policy
 from app.work import service as work_service
 
 
@@ -66,6 +68,7 @@ class BrokerWatch:
 
 def create_app() -> FastAPI:
     """The whole API, its tables and broker named by the settings."""
+    policy.current()  # a word in it that means nothing is said at the start
     feeds, reads = Feeds(), Reads()
 
     @asynccontextmanager
@@ -100,6 +103,7 @@ def create_app() -> FastAPI:
         app.uploads.routes,
         app.jobs.routes,
         app.jobs.stream_routes,
+        app.reports.routes,
         app.registry.routes,
         app.registry.permission_routes,
         app.graders.routes,

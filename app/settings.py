@@ -8,7 +8,7 @@ from datetime import timedelta
 from functools import lru_cache
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -62,6 +62,19 @@ class Settings(BaseSettings):
     """Bytes a second that a body must bring on average, after a minute's grace."""
     max_body_bytes: int = 256 * 1024
     """Of a JSON body; a job spec has some 2 kB."""
+
+    file_sources: str = ""
+    """What a file's `source` may begin with, comma-separated: `hf://datasets/org,s3://bucket/folder`; empty: nothing.
+    """
+    source_options: dict[str, dict[str, Any]] = {}
+    """What fsspec is told for a scheme, as JSON: `{"hf": {"token": "…"}, "s3": {"key": "…", "secret": "…"}}`."""
+    refuse_above: dict[str, Annotated[float, Field(ge=0, le=1)]] = {}
+    """Shares of a file's rows above which a kind of finding refuses it, as JSON: `{"duplicate": 0.5, "secret": 0}`."""
+    benchmarks_dir: Path | None = None
+    """Files with questions that no training row shall have, one a benchmark; None: the folder `benchmarks` of the home.
+    """
+    prepared_sets_kept: Duration = timedelta(days=7)
+    """How long tokenised rows are kept that no job uses."""
 
     worker_class: Annotated[str, Field(pattern=r"^(cpu|gpu-[1-9][0-9]*)$")] | None = None
     """`cpu` or `gpu-<GB>`; None: what the worker's device is."""

@@ -122,11 +122,14 @@ class Storage:
         """
         if size is not None:
             self.require(sha256, size)
+        return _chunks(self.open(sha256))
+
+    def open(self, sha256: str) -> BinaryIO:
+        """A blob as a file that can be read anywhere in it. Raises `Damaged` where there is none."""
         try:
-            file = cast("BinaryIO", self._files.open(self._path(blob_key(sha256)), "rb"))
+            return cast("BinaryIO", self._files.open(self._path(blob_key(sha256)), "rb"))
         except FileNotFoundError as error:
             raise Damaged(f"blob {sha256} is gone") from error
-        return _chunks(file)
 
     def fetch(self, sha256: str, target: Path) -> None:
         """Copy a blob to a local file, verified on arrival. Raises `Damaged`."""

@@ -6,6 +6,7 @@ import app.auth
 import app.files.models
 import app.jobs.models
 import app.registry.models
+import app.reports.models
 import app.uploads.models
 import app.webhooks.models
 import app.work.models  # noqa: F401  every module with tables, so that autogenerate sees them

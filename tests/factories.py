@@ -10,9 +10,10 @@ from app.auth import Project
 from app.db import new_id
 from app.files import service as files
 from app.files.models import File
+from app.files.report import PreparedFile
 from app.jobs import lifecycle, retention
 from app.jobs.models import Job
-from app.jobs.prepared import BaseIdentity, Prepared, PreparedFile
+from app.jobs.prepared import BaseIdentity, Prepared
 from app.jobs.spec import JobSpec
 from app.planning import recipes
 from app.registry.manifest import Manifest, PublishedFile, TrainingFile, TrainingReport

@@ -15,6 +15,7 @@ CHATML = (
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+ANSWER = {"role": "assistant", "content": "Red."}
 COLOURS = ["red", "green", "blue", "white", "black"]
 
 

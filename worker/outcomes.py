@@ -1,9 +1,12 @@
 """How an attempt can end: one class each, so that the type checker sees that none is forgotten."""
 
 from dataclasses import dataclass
+from typing import Any
 
+from app.files.service import Judgement
 from app.jobs.prepared import Prepared
 from app.registry.manifest import Manifest
+from app.storage import Blob
 
 
 @dataclass(frozen=True, slots=True)
@@ -11,6 +14,28 @@ class FilesPrepared:
     """The rows are checked and stored as the trainer will see them."""
 
     prepared: Prepared
+
+
+@dataclass(frozen=True, slots=True)
+class Arrived:
+    """A file was copied from its source, and judged."""
+
+    blob: Blob
+    judgement: Judgement
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """The report that was asked for is that of a set, which is entered."""
+
+    set_key: str
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """Prepared rows, token by token."""
+
+    rows: list[Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,4 +80,4 @@ class Failed:
         return {"code": self.code, "message": self.message, "param": self.param}
 
 
-Outcome = FilesPrepared | Published | Cancelled | Paused | Interrupted | TakenOver | Failed
+Outcome = FilesPrepared | Arrived | Answered | Shown | Published | Cancelled | Paused | Interrupted | TakenOver | Failed

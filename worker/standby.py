@@ -18,12 +18,17 @@ from worker.devices import Device
 
 log = logging.getLogger(__name__)
 
-MODULES = {WorkKind.PREPARE: "worker.training.prepare", WorkKind.TRAIN: "worker.training"}
+MODULES = {
+    WorkKind.PREPARE: "worker.training.prepare",
+    WorkKind.REPORT: "worker.training.prepare",
+    WorkKind.PREVIEW: "worker.training.prepare",
+    WorkKind.TRAIN: "worker.training",
+}
 HIDDEN = ("FINETUNED_DATABASE_URL", "FINETUNED_BROKER_URL", "FINETUNED_STORAGE_URL", "FINETUNED_API_KEY", "AWS_", "PG")
 """How the names begin of what a trainer has no business with: addresses and secrets of servers."""
 
 NICENESS = 10
-"""Of trainers on a CPU: a tenth of the weight of other processes, for as long as these have something to do."""
+"""Of those that train on a CPU: a tenth of the weight of other processes, for as long as these have something to do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,12 +62,13 @@ class Trainers:
     """The slot's, for the log of trainers that have no job yet."""
     lock: int
     """Descriptor of the slot's lock: a trainer holds it too, so that the next worker waits until all are gone."""
-    _waiting: dict[WorkKind, Child] = field(default_factory=dict)
+    _waiting: dict[str, Child] = field(default_factory=dict)
+    """By their module."""
 
     def start(self, kind: WorkKind, folder: Path) -> Child:
         """A trainer at work on a folder: the one that was standing by, if it still does."""
         child = self._standing_by(kind) or self._spawn(kind)
-        self._waiting.pop(kind, None)
+        self._waiting.pop(MODULES[kind], None)
         assert child.process.stdin is not None  # noqa: S101  spawned with a pipe
         with suppress(BrokenPipeError):  # it died just now; its end is heard on the events' pipe
             child.process.stdin.write(os.fsencode(folder) + b"\n")
@@ -83,15 +89,15 @@ class Trainers:
         if self._standing_by(kind):
             return
         try:
-            self._waiting[kind] = self._spawn(kind, *options)
+            self._waiting[MODULES[kind]] = self._spawn(kind, *options)
         except OSError as error:
             log.warning("no trainer was started ahead: %s", error)
 
     def _standing_by(self, kind: WorkKind) -> Child | None:
         """Who waits for work; one that has ended meanwhile is put away."""
-        child = self._waiting.get(kind)
+        child = self._waiting.get(MODULES[kind])
         if child is not None and child.process.poll() is not None:
-            self._waiting.pop(kind).close()
+            self._waiting.pop(MODULES[kind]).close()
             return None
         return child
 
@@ -129,7 +135,7 @@ class Trainers:
             raise
         finally:
             os.close(write_end)
-        if self.device.kind == "cpu":
+        if self.device.kind == "cpu" and kind is WorkKind.TRAIN:  # who prepares is waited for
             _give_way(process.pid)
         return Child(process, read_end)
 

@@ -14,12 +14,13 @@ from sqlalchemy.orm import Session
 
 from app import queue
 from app.db import new_session
-from app.jobs import lifecycle, retention
+from app.jobs import retention
 from app.settings import get_settings
 from app.storage import get_storage
 from app.webhooks import service as webhooks
 from app.work import service
 from app.work.lifecycle import Claim
+from worker import moves
 from worker.deliverer import Deliverer
 
 log = logging.getLogger(__name__)
@@ -56,12 +57,12 @@ def _take_back(session: Session, claim: Claim, *, host: str) -> None:
     message = f"The worker on {host} has not been heard for {settings.lease_timeout.total_seconds():g} s."
     error = {"code": "worker_lost", "message": message, "param": None}
     if claim.failed_attempts >= settings.max_retries:
-        lifecycle.fail(session, claim, error)
+        moves.fail(session, claim, error)
         return
     # The lease was the first wait; a job that loses one worker after the other waits longer each time.
     delays = (timedelta(0), *settings.retry_delays)
     delay = delays[min(claim.failed_attempts, len(delays) - 1)]
-    lifecycle.retry(session, claim, error, delay=delay, outcome="lease_expired")
+    moves.retry(session, claim, error, delay=delay, outcome="lease_expired")
 
 
 def _database_up_for(session: Session) -> timedelta:

@@ -4,6 +4,7 @@ An attempt takes the folder of the one before by renaming it: that is how it fin
 whose worker lost its claim, and does not know it yet, comes to write beside what is used and not into it.
 """
 
+import json
 import shutil
 import time
 from datetime import timedelta
@@ -11,10 +12,12 @@ from pathlib import Path
 
 from app.db import new_session
 from app.files.models import File
+from app.files.report import Report
 from app.jobs import service as jobs
 from app.jobs.models import Job
 from app.jobs.prepared import BaseIdentity, Parent, Prepared
 from app.registry.models import RegisteredModel
+from app.reports import policy
 from app.settings import get_settings
 from app.storage import Storage
 from app.work import service as work_service
@@ -39,27 +42,36 @@ def opened(claim: Claim) -> Path:
     return folder
 
 
-def fill_parent(folder: Path, model: RegisteredModel, base: RegisteredModel | None, storage: Storage) -> None:
-    """The registry model that the job starts from: its files, those of its base if that is another, last what it is."""
+def fill_parent(
+    folder: Path, model: RegisteredModel, base: RegisteredModel | None, storage: Storage, *, weights: bool = True
+) -> None:
+    """The registry model that the job starts from: its files, those of its base if that is another, last what it is.
+
+    Without its `weights` it is enough to make tokens with.
+    """
     if (folder / "parent.json").exists():
         return
-    _fetch(model, folder / "parent", storage)
+    _fetch(model, folder / "parent", storage, weights=weights)
     if base is not None:
-        _fetch(base, folder / "base", storage)
+        _fetch(base, folder / "base", storage, weights=weights)
     parent = Parent(id=model.id, kind=model.kind, base=BaseIdentity.model_validate(model.base))
     (folder / "parent.json").write_text(parent.model_dump_json(indent=2))
 
 
-def _fetch(model: RegisteredModel, folder: Path, storage: Storage) -> None:
+def _fetch(model: RegisteredModel, folder: Path, storage: Storage, *, weights: bool) -> None:
     for file in model.files:
+        if not weights and file["name"].endswith(".safetensors"):
+            continue
         target = folder / file["name"]
         target.parent.mkdir(parents=True, exist_ok=True)
         storage.fetch(file["sha256"], target)
 
 
-def fill_for_preparing(folder: Path, job: Job, files: dict[str, File], storage: Storage) -> None:
-    """The spec as asked for, and the uploaded bytes by the spec's names for them."""
-    (folder / "job.json").write_text(job.current_spec.model_dump_json(indent=2))
+def fill_for_preparing(folder: Path, files: dict[str, File], known: dict[str, Report], storage: Storage) -> None:
+    """The uploaded bytes by the spec's names for them, the operator's wishes, and what is known of the same bytes."""
+    (folder / "policy.json").write_text(policy.current().model_dump_json(indent=2))
+    reports = {key: report.model_dump(mode="json") for key, report in known.items()}
+    (folder / "known.json").write_text(json.dumps(reports))
     for name, file in files.items():
         storage.fetch(file.sha256, folder / name)
 
@@ -68,7 +80,7 @@ def fill_for_training(folder: Path, job: Job, prepared: Prepared, storage: Stora
     """The resolved spec, what preparing found, and the rows as it left them."""
     (folder / "job.json").write_text(job.current_spec.model_dump_json(indent=2))
     (folder / "prepared.json").write_text(prepared.model_dump_json(indent=2))
-    for name, part in (("train.parquet", prepared.train), ("validation.parquet", prepared.validation)):
+    for name, part in (("train.arrow", prepared.train), ("validation.arrow", prepared.validation)):
         target = folder / name
         if part is not None and not target.exists():
             arriving = target.with_suffix(".arriving")

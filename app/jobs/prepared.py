@@ -4,6 +4,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from app.files.report import PreparedFile, Resolved
+
 
 class BaseIdentity(BaseModel):
     """What a base model is, by hashes; `app/registry/identity.py` computes it."""
@@ -32,19 +34,6 @@ class Parent(BaseModel):
     base: BaseIdentity = Field(description="What it was trained on; an adapter goes on training on this and no other.")
 
 
-class PreparedFile(BaseModel):
-    """One uploaded file, tokenised and labelled."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    rows: int
-    tokens: int
-    trained_tokens: int = Field(description="Tokens that carry a label, in one pass over the file.")
-    longest_row: int = Field(description="Tokens of the longest row, after truncation.")
-    truncated_rows: int = 0
-    sha256: str = Field(description="Digest of the Parquet file with the columns `input_ids` and `labels`.")
-
-
 class Prepared(BaseModel):
     """The whole of it: `WORKDIR/prepared.json`, and a JSONB column of the job."""
 
@@ -55,5 +44,6 @@ class Prepared(BaseModel):
     model_type: str = Field(description="`config.json`'s, such as `llama`; the family whose rates a recipe knows.")
     hidden_size: int
     context_length: int
+    resolved: Resolved | None = Field(None, description="What `auto` became; None: from before there was a choice.")
     train: PreparedFile
-    validation: PreparedFile | None = None
+    validation: PreparedFile | None = Field(None, description="Of the validation file, or of the rows held out.")

@@ -10,6 +10,8 @@ from app.files import service as files
 from app.files.models import File
 from app.jobs.models import Job
 from app.registry.models import RegisteredModel
+from app.reports import service as reports
+from app.settings import get_settings
 from app.storage import Storage
 from app.uploads import service as uploads
 from app.uploads.models import UploadPart
@@ -37,7 +39,10 @@ def delete_unused_blobs(session: Session, storage: Storage, *, age: timedelta) -
     # The lock is this transaction's: while bytes are being deleted, on a bucket's slow days too, it must not end.
     let_rest(session)
     unused = (
-        uploads.forget_parts(session, BATCH) or _forget_files(session, age) or _forget_models(session, storage, age)
+        uploads.forget_parts(session, BATCH)
+        or _forget_files(session, age)
+        or _forget_models(session, storage, age)
+        or reports.forget_sets(session, get_settings().prepared_sets_kept, needed=_to_be_read(session))
     )
     if not unused:
         return False
@@ -80,18 +85,21 @@ def _forget_models(session: Session, storage: Storage, age: timedelta) -> set[st
 
 
 def _shared(session: Session, unused: set[str]) -> set[str]:
-    """Those that are another file's or its part, another model's, or a prepared file's that is still to be read."""
+    """Those that are another file's or its part, another model's, or a prepared set's, kept or still to be read."""
     models = select(RegisteredModel.files).where(
         or_(*(RegisteredModel.files.contains([{"sha256": sha256}]) for sha256 in unused))
     )
-    prepared = (Job.prepared["train"]["sha256"].astext, Job.prepared["validation"]["sha256"].astext)
     return {
         *session.scalars(select(File.sha256).where(File.sha256.in_(unused))),
         *session.scalars(select(UploadPart.sha256).where(UploadPart.sha256.in_(unused))),
         *(published["sha256"] for published_files in session.scalars(models) for published in published_files),
-        *(
-            sha256
-            for row in session.execute(select(*prepared).where(Job.finished_at.is_(None), Job.prepared.is_not(None)))
-            for sha256 in row
-        ),
+        *reports.held(session, unused),
+        *_to_be_read(session),
     }
+
+
+def _to_be_read(session: Session) -> set[str]:
+    """The prepared sets of unfinished jobs."""
+    digests = (Job.prepared["train"]["sha256"].astext, Job.prepared["validation"]["sha256"].astext)
+    rows = session.execute(select(*digests).where(Job.finished_at.is_(None), Job.prepared.is_not(None)))
+    return {sha256 for row in rows for sha256 in row if sha256 is not None}

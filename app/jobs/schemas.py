@@ -43,7 +43,7 @@ class JobRead(BaseModel):
 
     suffix: str | None
     tuning: dict[str, Any]
-    evaluation: dict[str, Any] | None
+    evaluation: dict[str, Any]
     resources: dict[str, Any]
     warnings: list[dict[str, Any]]
     progress: dict[str, Any] | None
@@ -82,7 +82,7 @@ class JobRead(BaseModel):
             metadata=spec["metadata"],
             suffix=spec["suffix"],
             tuning=spec["tuning"],
-            evaluation=spec["evaluation"],
+            evaluation=spec["evaluation"] or {},  # None: from before there was a holdout
             resources=spec["resources"],
             warnings=job.warnings or [],
             progress=job.progress,

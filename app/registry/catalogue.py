@@ -46,6 +46,11 @@ def require(model: str) -> None:
         _require_folder(model)
 
 
+def is_pinned(model: str) -> bool:
+    """Whether a hub id names a commit, which always means the same files."""
+    return re.fullmatch(r"[0-9a-f]{40}", model.partition("@")[2]) is not None
+
+
 def _require_folder(model: str) -> None:
     names = {folder.name: folder for folder in _folders()}
     if model not in names:

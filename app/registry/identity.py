@@ -75,9 +75,7 @@ def of_folder(folder: Path, *, id: str, revision: str | None = None) -> BaseIden
     commit of the hub; without one it is `sha256:` and the digest over all of these and `config.json`.
     """
     weights = _digest({path.name: path for path in folder.glob("*.safetensors")})
-    tokenizer = _tokenizer_digest(folder)
-    template = chat_template(folder)
-    template_sha256 = hashlib.sha256(template.encode()).hexdigest() if template is not None else None
+    tokenizer, template_sha256 = of_tokenizer(folder)
     if revision is None:
         config = hashlib.sha256((folder / "config.json").read_bytes()).hexdigest()
         whole = "\n".join((weights, tokenizer, template_sha256 or "", config))
@@ -89,6 +87,12 @@ def of_folder(folder: Path, *, id: str, revision: str | None = None) -> BaseIden
         tokenizer_sha256=tokenizer,
         chat_template_sha256=template_sha256,
     )
+
+
+def of_tokenizer(folder: Path) -> tuple[str, str | None]:
+    """The two digests of an identity that decide over tokens: the tokenizer's, and the chat template's."""
+    template = chat_template(folder)
+    return _tokenizer_digest(folder), hashlib.sha256(template.encode()).hexdigest() if template is not None else None
 
 
 def read_config(folder: Path) -> dict[str, Any]:

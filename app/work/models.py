@@ -29,7 +29,7 @@ class Work(Base):
     id: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True)
     kind: Mapped[str]
     subject: Mapped[str]
-    """Id of what the work is done to: a job's."""
+    """Id of what the work is done to: a job's, a report's, a preview's."""
     queue: Mapped[str]
     priority: Mapped[int]
     status: Mapped[str] = mapped_column(server_default=WorkStatus.QUEUED)

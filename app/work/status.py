@@ -52,6 +52,15 @@ class WorkKind(StrEnum):
     PREPARE = "prepare"
     """Check the rows, tokenise, label; on the `prepare` queue, without a training slot."""
 
+    REPORT = "report"
+    """The same for whoever asks about a file, with no job; on the `prepare` queue."""
+
+    PREVIEW = "preview"
+    """Show some prepared rows, token by token; on the `prepare` queue."""
+
+    FETCH = "fetch"
+    """Copy a file from where its owner has it; on the `prepare` queue."""
+
     TRAIN = "train"
     """Train and publish; on the queue of a worker class."""
 

@@ -67,6 +67,14 @@ def locate(model: str, work_dir: Path) -> BaseFolder:
     return _local(model)
 
 
+def locate_tokenizer(model: str, work_dir: Path) -> BaseFolder:
+    """The folder that a model's tokenizer is read from: of an adapter its base's. Reads no weights. Raises as above."""
+    parent = parent_of(work_dir)
+    if parent is not None:
+        return _of_registry(parent.id, work_dir) if parent.kind == "full" else locate_again(parent.base, work_dir)
+    return locate(model, work_dir)
+
+
 def locate_again(base: BaseIdentity, work_dir: Path) -> BaseFolder:
     """The base that preparing found, at its commit. Raises like `locate`."""
     if names.is_registered(base.id):

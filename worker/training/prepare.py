@@ -1,4 +1,6 @@
-"""Prepares a job's files, by hand or as a worker's child: `python -m worker.training.prepare WORKDIR`, or `--wait`."""
+"""Prepares a job's files, reports on a file, or shows some prepared rows, by what is in WORKDIR: by hand or as a
+worker's child, `python -m worker.training.prepare WORKDIR`, or `--wait`.
+"""
 
 import os
 import sys
@@ -12,14 +14,18 @@ from worker.training.child import Report, StopRequest, Work, is_told, leave, run
 def load() -> Work:
     """Import what preparing takes; what is loaded late is imported ahead where there is time."""
     do_without_torch()
-    from worker.training import preload
-    from worker.training.tokenise import prepare
+    from worker.training import preload, preparation, preview
 
     if not is_told():
         preload.warm_up_preparing()
 
     def work(work_dir: Path, report: Report, _: StopRequest) -> AnyMessage:
-        prepare(work_dir, report)
+        if (work_dir / "shown.json").exists():
+            preview.show(work_dir)
+        elif (work_dir / "job.json").exists():
+            preparation.prepare(work_dir, report)
+        else:
+            preparation.answer(work_dir, report)
         return messages.Done()
 
     return work

@@ -1,26 +1,22 @@
-"""From uploaded files to what training reads: checked, tokenised, labelled, in Parquet. Needs no torch."""
+"""Rows → token ids and labels in an Arrow file, each as long as it may be, counted on its way."""
 
 import hashlib
-import os
-from collections.abc import Iterator
+from array import array
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow as pa
-import pyarrow.parquet as pq
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from app.files import formats
-from app.jobs.prepared import Prepared, PreparedFile
-from app.jobs.spec import JobSpec
-from app.registry import identity
-from worker import messages
-from worker.training import failures
-from worker.training.base import BaseFolder, locate, parent_of
-from worker.training.child import Report
-from worker.training.labels import IGNORED, LabelledRow, RowUnusable, TrainOn, labelled
+from app.files.findings import Code, Finding, at
+from app.files.report import Lengths, PreparedFile, Truncated
+from worker.training.inspection import lengths_of
+from worker.training.labels import IGNORED, LabelledRow, Tokens
 
-SCHEMA = pa.schema([("input_ids", pa.list_(pa.int32())), ("labels", pa.list_(pa.int32())), ("line", pa.int32())])
+LIST = pa.list_(pa.int32())
+SCHEMA = pa.schema([(name, LIST) for name in ("input_ids", "labels", "rows", "lines")])
+"""A sequence, and the file's rows that are in it: one, or those of a pack."""
+PREFERENCES = pa.schema([*SCHEMA, ("rejected_input_ids", LIST), ("rejected_labels", LIST)])
 ROWS_A_GROUP = 2048
 """Rows held in memory before they are written, and of long rows so many tokens."""
 TOKENS_A_GROUP = 1_000_000
@@ -33,171 +29,146 @@ class Limit(NamedTuple):
     truncate: bool
 
 
-def prepare(work_dir: Path, report: Report) -> Prepared:
-    """WORKDIR/job.json and the uploaded files → Parquet files of tokens and labels, and prepared.json last."""
-    report(messages.Phase(phase="preparing"))
-    spec = JobSpec.model_validate_json((work_dir / "job.json").read_text())
-    base = locate(spec.model, work_dir)
-    config = _text_config(base)
-    tokenizer = _tokenizer(base)
-    limit = _limit(spec, config)
-    train_on: TrainOn = "all" if spec.hyperparameters.train_on == "all" else "completion"
-    files = {
-        name: _prepare_file(work_dir, name, tokenizer, train_on, limit)
-        for name in ("training_file", "validation_file")
-        if (work_dir / name).exists()
+class RowSet:
+    """An Arrow file of rows that is being written; uncompressed, because who reads it maps it into memory."""
+
+    def __init__(self, path: Path, *, preferences: bool) -> None:
+        self.path = path
+        self.rows = self.tokens = self.trained_tokens = 0
+        self.lengths = array("i")
+        """Of each row, in tokens."""
+        self._schema = PREFERENCES if preferences else SCHEMA
+        self._writer = pa.ipc.new_stream(str(path), self._schema)
+        self._group: list[dict[str, Any]] = []
+        self._tokens = 0
+
+    def add(self, row: LabelledRow) -> None:
+        """Take a row that fits."""
+        self.rows += 1
+        for sequence in sequences(row):
+            self.tokens += len(sequence.input_ids)
+            self._tokens += len(sequence.input_ids)
+            self.trained_tokens += trained(sequence.labels)
+        self.lengths.append(length(row))
+        self._group.append(_as_record(row))
+        if len(self._group) == ROWS_A_GROUP or self._tokens >= TOKENS_A_GROUP:
+            self._write()
+
+    def close(self) -> None:
+        """Write what is left."""
+        self._write()
+        self._writer.close()
+
+    def _write(self) -> None:
+        if self._group:
+            self._writer.write_table(pa.Table.from_pylist(self._group, schema=self._schema))
+        self._group, self._tokens = [], 0
+
+    def described(self, truncated_rows: int) -> PreparedFile:
+        """What is in the file, once it is closed."""
+        return PreparedFile(
+            rows=self.rows,
+            tokens=self.tokens,
+            trained_tokens=self.trained_tokens,
+            longest_row=max(self.lengths),
+            truncated_rows=truncated_rows,
+            **digest_of(self.path),
+        )
+
+
+def digest_of(path: Path) -> dict[str, Any]:
+    """Digest and size of a file."""
+    with path.open("rb") as file:
+        return {"sha256": hashlib.file_digest(file, "sha256").hexdigest(), "bytes": path.stat().st_size}
+
+
+def _as_record(row: LabelledRow) -> dict[str, Any]:
+    record = {
+        "input_ids": row.input_ids,
+        "labels": row.labels,
+        "rows": [row.place.row],
+        "lines": [row.place.line],
     }
-    prepared = Prepared(
-        base=base.identity(),
-        parent=parent_of(work_dir),
-        model_type=str(config.get("model_type", "")),
-        hidden_size=_number(config, "hidden_size", "n_embd", "d_model"),
-        context_length=_context_length(config),
-        train=files["training_file"],
-        validation=files.get("validation_file"),
-    )
-    for name, file in files.items():
-        report(messages.Notice(level="info", message=_sentence(spec, name, file)))
-    write_last(work_dir / "prepared.json", prepared.model_dump_json(indent=2))
-    return prepared
+    if row.rejected is not None:
+        record |= {"rejected_input_ids": row.rejected.input_ids, "rejected_labels": row.rejected.labels}
+    return record
 
 
-def _prepare_file(
-    work_dir: Path, name: str, tokenizer: PreTrainedTokenizerBase, train_on: TrainOn, limit: Limit
-) -> PreparedFile:
-    target = work_dir / {"training_file": "train.parquet", "validation_file": "validation.parquet"}[name]
-    seen = _Count()
-    try:
-        with (work_dir / name).open("rb") as source, pq.ParquetWriter(target, SCHEMA, compression="zstd") as writer:
-            rows = labelled(formats.read_rows(source), tokenizer, train_on)
-            for group in _groups(seen.counted(_fitted(rows, limit))):
-                writer.write_table(pa.Table.from_pylist(group, schema=SCHEMA))
-    except (formats.UnusableFile, RowUnusable) as error:
-        raise failures.FileUnusable(name, str(error)) from error
-    with target.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return PreparedFile(
-        rows=seen.rows,
-        tokens=seen.tokens,
-        trained_tokens=seen.trained_tokens,
-        longest_row=seen.longest_row,
-        truncated_rows=seen.truncated_rows,
-        sha256=digest,
-    )
+def sequences(row: LabelledRow) -> list[Tokens]:
+    """What the model sees of a row: one sequence, or of a preference two."""
+    first = Tokens(row.input_ids, row.labels)
+    return [first] if row.rejected is None else [first, row.rejected]
 
 
-class _Count:
-    """What passes by on its way to the file."""
-
-    def __init__(self) -> None:
-        self.rows = self.tokens = self.trained_tokens = self.longest_row = self.truncated_rows = 0
-
-    def counted(self, rows: Iterator[tuple[LabelledRow, bool]]) -> Iterator[dict[str, Any]]:
-        for row, truncated in rows:
-            self.rows += 1
-            self.tokens += len(row.input_ids)
-            self.trained_tokens += sum(label != IGNORED for label in row.labels)
-            self.longest_row = max(self.longest_row, len(row.input_ids))
-            self.truncated_rows += truncated
-            yield {"input_ids": row.input_ids, "labels": row.labels, "line": row.line}
+def length(row: LabelledRow) -> int:
+    """Tokens of a row's longest sequence."""
+    return max(len(sequence.input_ids) for sequence in sequences(row))
 
 
-def _fitted(rows: Iterator[LabelledRow], limit: Limit) -> Iterator[tuple[LabelledRow, bool]]:
-    """Rows that fit, cut where that is wished. Raises `RowUnusable`, naming the lines that are too long."""
-    too_long: list[str] = []
-    for row in rows:
-        length = len(row.input_ids)
-        if length <= limit.tokens:
-            yield _learnt(row, "there is nothing in it to learn. Add an answer"), False
-        elif limit.truncate:
-            cut = LabelledRow(row.line, row.input_ids[: limit.tokens], row.labels[: limit.tokens])
-            remedy = f"cut to {limit.tokens} tokens, nothing of the answer is left. Shorten its prompt"
-            yield _learnt(cut, remedy), True
-        else:
-            too_long.append(f"line {row.line} ({length} tokens)")
-    if too_long:
-        listed = ", ".join(too_long[:5]) + (f" and {len(too_long) - 5} more" if len(too_long) > 5 else "")
-        raise RowUnusable(
-            f"rows longer than max_length {limit.tokens}: {listed}. Shorten them, raise max_length as far as the"
-            " model's context allows, or send truncate: true to cut them at the end."
+def trained(labels: list[int]) -> int:
+    """Labels that are learnt. The first predicts nothing: the loss is of each token after the first."""
+    return len(labels) - labels.count(IGNORED)
+
+
+class Fitting:
+    """Rows on their way into a set: those that are too long are cut where that is wished, else refused."""
+
+    def __init__(self, limit: Limit) -> None:
+        self._limit = limit
+        self._lengths = array("i")
+        self.truncated_rows = self._lost_prompt = self._lost_trained = 0
+
+    def fitted(self, row: LabelledRow) -> tuple[LabelledRow | None, Finding | None]:
+        """The row as it is trained on, or None; and what is to be said of it."""
+        self._lengths.append(length(row))
+        if length(row) <= self._limit.tokens:
+            if _is_learnt(row):
+                return row, None
+            return None, at(row.place, Code.NOTHING_TRAINED, "there is nothing in it to learn. Add an answer.")
+        if not self._limit.truncate:
+            return None, _over_long(row, self._limit.tokens)
+        cut = _cut(row, self._limit.tokens)
+        if not _is_learnt(cut):
+            message = f"cut to {self._limit.tokens} tokens, nothing of the answer is left. Shorten its prompt."
+            return None, at(row.place, Code.NOTHING_TRAINED, message)
+        return cut, self._truncated(row, cut)
+
+    @property
+    def lengths(self) -> Lengths | None:
+        """Of the rows before anything was cut."""
+        return lengths_of(self._lengths)
+
+    @property
+    def truncated(self) -> Truncated:
+        """What was cut away."""
+        return Truncated(rows=self.truncated_rows, prompt_tokens=self._lost_prompt, trained_tokens=self._lost_trained)
+
+    def _truncated(self, row: LabelledRow, cut: LabelledRow) -> Finding:
+        lost = sum(len(one.input_ids) for one in sequences(row)) - sum(len(one.input_ids) for one in sequences(cut))
+        answers = sum(trained(one.labels) for one in sequences(row)) - sum(
+            trained(one.labels) for one in sequences(cut)
         )
+        self.truncated_rows += 1
+        self._lost_trained += answers
+        self._lost_prompt += lost - answers
+        parts = [f"{answers} trained ones"] * bool(answers) + [f"{lost - answers} of the prompt"] * (lost > answers)
+        message = f"cut from {length(row)} to {self._limit.tokens} tokens: lost are {' and '.join(parts)}."
+        return at(row.place, Code.TRUNCATED, message)
 
 
-def _learnt(row: LabelledRow, otherwise: str) -> LabelledRow:
-    # The first label predicts nothing: the loss is of each token after the first.
-    if all(label == IGNORED for label in row.labels[1:]):
-        raise RowUnusable(f"line {row.line}: {otherwise}.")
-    return row
-
-
-def _groups(rows: Iterator[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
-    group: list[dict[str, Any]] = []
-    tokens = 0
-    for row in rows:
-        group.append(row)
-        tokens += len(row["input_ids"])
-        if len(group) == ROWS_A_GROUP or tokens >= TOKENS_A_GROUP:
-            yield group
-            group, tokens = [], 0
-    if group:
-        yield group
-
-
-def _tokenizer(base: BaseFolder) -> PreTrainedTokenizerBase:
-    try:
-        return AutoTokenizer.from_pretrained(base.path, trust_remote_code=False)
-    except MemoryError:
-        raise
-    except Exception as error:  # of a damaged tokenizer.json the library raises nothing narrower
-        raise identity.UnusableBase(
-            "its tokenizer cannot be loaded. Copy tokenizer.json and tokenizer_config.json whole."
-            f" {' '.join(str(error).split())[:300]}"
-        ) from error
-
-
-def _text_config(base: BaseFolder) -> dict[str, Any]:
-    """`config.json`, or the part of it that describes the language model."""
-    config = identity.read_config(base.path)
-    text = config.get("text_config")
-    return {**config, **text} if isinstance(text, dict) else config
-
-
-def _limit(spec: JobSpec, config: dict[str, Any]) -> Limit:
-    given = spec.hyperparameters
-    context = _context_length(config)
-    if given.max_length != "auto" and given.max_length > context:
-        raise failures.SpecUnusable(
-            "method.supervised.hyperparameters.max_length",
-            f"max_length {given.max_length} is beyond the model's context of {context} tokens.",
-        )
-    return Limit(context if given.max_length == "auto" else given.max_length, given.truncate)
-
-
-def _context_length(config: dict[str, Any]) -> int:
-    return _number(config, "max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
-
-
-def _number(config: dict[str, Any], *names: str) -> int:
-    for name in names:
-        if isinstance(config.get(name), int):
-            return int(config[name])
-    raise identity.UnusableBase(f"its config.json names none of {', '.join(names)}.")
-
-
-def _sentence(spec: JobSpec, name: str, file: PreparedFile) -> str:
-    share = 100 * file.trained_tokens / file.tokens
-    cut = f", {file.truncated_rows} rows cut" if file.truncated_rows else ""
-    return (
-        f"{getattr(spec, name)}: {file.rows} rows, {file.tokens} tokens, {file.trained_tokens} of them trained"
-        f" ({share:.0f} %), longest row {file.longest_row} tokens{cut}"
+def _over_long(row: LabelledRow, limit: int) -> Finding:
+    return at(
+        row.place,
+        Code.OVER_LONG,
+        f"it has {length(row)} tokens, and max_length is {limit}. Shorten it, raise max_length as far as the model's"
+        " context allows, or send truncate: true to cut such rows at the end.",
     )
 
 
-def write_last(path: Path, content: str) -> None:
-    """Write a file whole or not at all: its presence says that everything before it is complete."""
-    arriving = path.with_suffix(".arriving")
-    with arriving.open("w") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    arriving.replace(path)
+def _cut(row: LabelledRow, tokens: int) -> LabelledRow:
+    rejected = row.rejected and Tokens(row.rejected.input_ids[:tokens], row.rejected.labels[:tokens])
+    return replace(row, input_ids=row.input_ids[:tokens], labels=row.labels[:tokens], rejected=rejected)
+
+
+def _is_learnt(row: LabelledRow) -> bool:
+    return all(trained(sequence.labels[1:]) for sequence in sequences(row))

@@ -11,10 +11,12 @@ from sqlalchemy.orm import Session
 from app.auth import Project
 from app.files.models import File
 from app.jobs import lifecycle, retention
+from app.jobs.models import Job
 from app.registry import service as registry
 from app.registry.models import RegisteredModel
+from app.reports.models import PreparedSet
 from app.settings import get_settings
-from app.storage import Storage, get_storage
+from app.storage import Blob, Storage, get_storage
 from tests.factories import make_file, make_job, make_manifest, make_queued_job, sweep_blobs, take
 
 LONG_AGO = func.now() - timedelta(hours=1)
@@ -100,3 +102,48 @@ def test_a_file_that_takes_long_to_read_is_taken(hasty: Session, project: Projec
     row = b'{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}\n'
     with hasty.begin():
         assert make_file(hasty, project, row * 100_000).rows == 100_000
+
+
+def test_a_set_goes_with_its_file_or_when_no_job_has_used_it_for_long_but_not_before_a_job_has_read_it(
+    session: Session, project: Project
+) -> None:
+    storage = get_storage()
+
+    def keep_set(session: Session, key: str, file: File, *, used_at: object = None) -> Blob:
+        blob = storage.put_bytes(key.encode())
+        findings = storage.put_bytes(b"findings of " + key.encode())
+        session.add(
+            PreparedSet(
+                key=key,
+                training_sha256=file.sha256,
+                report={},
+                findings_sha256=findings.sha256,
+                findings_bytes=findings.bytes,
+                blobs=[blob.sha256, findings.sha256],
+                used_at=func.now() if used_at is None else used_at,
+            )
+        )
+        return blob
+
+    with session.begin():
+        file = make_file(session, project)
+        long_ago = func.now() - timedelta(days=8)
+        blobs = {
+            "used": keep_set(session, "used", file),
+            "old": keep_set(session, "old", file, used_at=long_ago),
+            "awaited": keep_set(session, "awaited", file, used_at=long_ago),
+            "without a file": keep_set(session, "without a file", File(sha256="0" * 64)),
+        }
+        job = make_queued_job(session, project, training_file=file.id)
+        job.prepared = {**(job.prepared or {}), "train": {**job.prepared["train"], "sha256": blobs["awaited"].sha256}}
+
+    sweep_blobs(session, age=AGE)
+
+    assert {key for key, blob in blobs.items() if storage.has(*blob)} == {"used", "awaited"}
+    with session.begin():
+        assert set(session.scalars(select(PreparedSet.key))) == {"used", "awaited"}
+        session.execute(update(Job).values(status="cancelled", finished_at=func.now()))
+
+    sweep_blobs(session, age=AGE)
+
+    assert not storage.has(*blobs["awaited"])

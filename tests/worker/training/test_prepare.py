@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any, Protocol
 
-import pyarrow.parquet as pq
+import pyarrow as pa
 import pytest
 from transformers import AutoTokenizer
 
@@ -22,7 +22,7 @@ from worker.messages import AnyMessage
 from worker.training import data, failures
 from worker.training.base import locate_again
 from worker.training.labels import IGNORED
-from worker.training.tokenise import prepare
+from worker.training.preparation import prepare
 
 MAX_LENGTH = "method.supervised.hyperparameters.max_length"
 
@@ -80,7 +80,8 @@ def refusal(work_dir: Path) -> messages.Failed:
 
 
 def rows_in(file: Path) -> list[dict[str, Any]]:
-    return list(pq.read_table(file).to_pylist())
+    with pa.memory_map(str(file)) as source:
+        return list(pa.ipc.open_stream(source).read_all().to_pylist())
 
 
 def text_of(tokens: int) -> str:
@@ -95,13 +96,13 @@ def test_what_is_counted_is_what_is_in_the_file(work_dir_of: MakeWorkDir) -> Non
 
     for file, name, count in ((found.train, "train", 12), (found.validation, "validation", 5)):
         assert file is not None
-        rows = rows_in(work_dir / f"{name}.parquet")
+        rows = rows_in(work_dir / f"{name}.arrow")
         assert (file.rows, file.truncated_rows) == (len(rows), 0) == (count, 0)
         assert file.tokens == sum(len(row["input_ids"]) for row in rows)
         assert file.trained_tokens == sum(label != IGNORED for row in rows for label in row["labels"])
         assert file.longest_row == max(len(row["input_ids"]) for row in rows)
         assert 0 < file.trained_tokens < file.tokens
-        assert file.sha256 == hashlib.sha256((work_dir / f"{name}.parquet").read_bytes()).hexdigest()
+        assert file.sha256 == hashlib.sha256((work_dir / f"{name}.arrow").read_bytes()).hexdigest()
 
 
 def test_the_base_of_an_adapter_may_be_a_registry_model_that_lies_beside_it(
@@ -146,8 +147,8 @@ def test_training_reads_the_rows_in_the_order_of_their_lines(work_dir_of: MakeWo
     prepared(work_dir)
     tokenizer = AutoTokenizer.from_pretrained(bases / "tiny")
 
-    assert [row["line"] for row in rows_in(work_dir / "train.parquet")] == [2, 5, 6]
-    read = data.rows_of(work_dir / "train.parquet")
+    assert [row["lines"] for row in rows_in(work_dir / "train.arrow")] == [[2], [5], [6]]
+    read = data.rows_of(work_dir / "train.arrow")
     assert set(read.column_names) == {"input_ids", "labels"}
     assert [tokenizer.decode(row["input_ids"]) for row in read] == [
         row["prompt"] + row["completion"] + "<|im_end|>" for row in rows
@@ -159,8 +160,9 @@ def test_a_file_of_more_rows_than_are_held_in_memory_is_whole(work_dir_of: MakeW
     work_dir = work_dir_of(rows)
 
     assert prepared(work_dir).train.rows == 2500
-    assert [row["line"] for row in rows_in(work_dir / "train.parquet")] == list(range(1, 2501))
-    assert pq.ParquetFile(work_dir / "train.parquet").num_row_groups == 2
+    assert [row["lines"] for row in rows_in(work_dir / "train.arrow")] == [[line] for line in range(1, 2501)]
+    with pa.memory_map(str(work_dir / "train.arrow")) as source:
+        assert [len(batch) for batch in pa.ipc.open_stream(source)] == [2048, 452]
 
 
 def test_the_jobs_events_say_what_was_found(work_dir_of: MakeWorkDir) -> None:
@@ -173,6 +175,11 @@ def test_the_jobs_events_say_what_was_found(work_dir_of: MakeWorkDir) -> None:
             level="info",
             message=f"file-train: 3 rows, {train.tokens} tokens, 12 of them trained"
             f" ({100 * 12 / train.tokens:.0f} %), longest row {train.longest_row} tokens",
+        ),
+        messages.Notice(
+            level="warn",
+            message="file-train: duplicate in 2 rows: line 2: the same row as line 1. Drop it, unless it shall count"
+            " twice. The same in line 3.",
         ),
     ]
 
@@ -210,16 +217,12 @@ def test_rows_that_are_too_long_are_all_counted_and_the_first_listed(work_dir_of
     many = refusal(work_dir_of([long, short, *[long] * 6], max_length=20))
     beyond = refusal(work_dir_of([{"prompt": "", "completion": text_of(257)}]))
 
-    assert "rows longer than max_length 20: line 2 (21 tokens). Shorten them" in _lower(one.message)
-    lines = ", ".join(f"line {line} (21 tokens)" for line in (1, 3, 4, 5, 6))
-    assert f"rows longer than max_length 20: {lines} and 2 more. Shorten them" in _lower(many.message)
+    assert one.message.startswith("Line 2: it has 21 tokens, and max_length is 20. Shorten it")
+    assert many.message.startswith("Line 1: it has 21 tokens")
     assert "send truncate: true" in many.message
-    assert "rows longer than max_length 256: line 1 (257 tokens)" in _lower(beyond.message)
+    assert many.message.endswith("The same in line 3, line 4, line 5, line 6, line 7 and 1 more row.")
+    assert beyond.message.startswith("Line 1: it has 257 tokens, and max_length is 256")
     assert {one.param, many.param, beyond.param} == {"training_file"}
-
-
-def _lower(sentence: str) -> str:
-    return sentence[:1].lower() + sentence[1:]
 
 
 def test_rows_that_are_too_long_are_cut_where_that_is_wished(work_dir_of: MakeWorkDir) -> None:
@@ -230,7 +233,7 @@ def test_rows_that_are_too_long_are_cut_where_that_is_wished(work_dir_of: MakeWo
 
     assert (train.rows, train.truncated_rows, train.longest_row) == (3, 2, 20)
     assert (whole.truncated_rows, whole.longest_row) == (0, 41)
-    for cut, row in zip(rows_in(work_dir / "train.parquet"), rows_in(whole_dir / "train.parquet"), strict=True):
+    for cut, row in zip(rows_in(work_dir / "train.arrow"), rows_in(whole_dir / "train.arrow"), strict=True):
         assert (cut["input_ids"], cut["labels"]) == (row["input_ids"][:20], row["labels"][:20])
     assert train.tokens == 20 * 3
     assert train.trained_tokens == 19 * 3
@@ -273,7 +276,7 @@ def test_prepared_json_comes_last(work_dir_of: MakeWorkDir) -> None:
     """So its presence says that all is there: a bad validation file leaves the training rows, and no word of them."""
     work_dir = work_dir_of(tiny.chat_rows(2), validation=b"x\n")
     refusal(work_dir)
-    assert pq.read_table(work_dir / "train.parquet").num_rows == 2
+    assert len(rows_in(work_dir / "train.arrow")) == 2
 
     (work_dir / "validation_file").write_bytes(tiny.jsonl(tiny.chat_rows(1)))
     existed = []
@@ -282,7 +285,8 @@ def test_prepared_json_comes_last(work_dir_of: MakeWorkDir) -> None:
     assert Prepared.model_validate_json((work_dir / "prepared.json").read_text()) == found
     assert {path.name for path in work_dir.iterdir()} == {
         *("job.json", "training_file", "validation_file"),
-        *("train.parquet", "validation.parquet", "prepared.json"),
+        *("train.arrow", "validation.arrow", "prepared.json"),
+        *("report.json", "findings.jsonl"),
     }
 
 

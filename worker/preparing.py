@@ -1,0 +1,125 @@
+"""Attempts at what the `prepare` queue holds: a job's files, a report on a file, a preview of some rows."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from app import queue
+from app.db import new_session
+from app.files import service as files
+from app.files.models import File
+from app.files.report import Report
+from app.files.spec import DataSpec
+from app.jobs.prepared import Prepared
+from app.reports import service as reports
+from app.reports.models import FilePreview, FileReport, PreparedSet
+from app.storage import Blob, Damaged, Storage, get_storage
+from app.work.lifecycle import Claim
+from worker import sets, workspace
+from worker.given import given, models
+from worker.outcomes import Answered, Cancelled, FilesPrepared, Outcome, Shown
+from worker.supervisor import Ending, Finished
+
+Attend = Callable[[], Ending]
+"""Runs a trainer on the attempt's folder."""
+
+
+def prepare(claim: Claim, folder: Path, attend: Attend) -> Outcome:
+    """A job's files; the report on them is kept whether they can be trained on or not."""
+    storage = get_storage()
+    start = given(claim)
+    queue.ring(start.job.queue)  # whoever will train it may make ready
+    if start.parent is not None:
+        workspace.fill_parent(folder, start.parent, start.base, storage)
+    (folder / "job.json").write_text(start.job.current_spec.model_dump_json(indent=2))
+    _fill(folder, start.files, storage)
+    ending = attend()
+    _keep_set(folder, start.files, storage)
+    if not isinstance(ending, Finished):
+        return ending
+    return FilesPrepared(Prepared.model_validate_json((folder / "prepared.json").read_text()))
+
+
+def answer(claim: Claim, folder: Path, attend: Attend) -> Outcome:
+    """A report that somebody asked for."""
+    storage = get_storage()
+    with new_session() as session, session.begin():
+        asked = session.get(FileReport, claim.subject)
+        if asked is None:
+            return Cancelled()  # its file was deleted meanwhile
+        spec = DataSpec.model_validate(asked.request)
+        named = {"training_file": asked.file_id, "validation_file": asked.validation_file_id}
+        by_name = {name: session.get_one(File, file_id) for name, file_id in named.items() if file_id is not None}
+        parent, base = models(session, spec.model)
+    if parent is not None:
+        workspace.fill_parent(folder, parent, base, storage, weights=False)
+    (folder / "data.json").write_text(spec.model_dump_json(indent=2))
+    _fill(folder, by_name, storage)
+    ending = attend()
+    report = _keep_set(folder, by_name, storage)
+    return Answered(report.key) if isinstance(ending, Finished) and report is not None else _unfinished(ending)
+
+
+def show(claim: Claim, folder: Path, attend: Attend) -> Outcome:
+    """Some rows of a set, token by token."""
+    storage = get_storage()
+    with new_session() as session, session.begin():
+        asked = session.get(FilePreview, claim.subject)
+        if asked is None:
+            return Cancelled()  # its file was deleted meanwhile
+        of = session.get_one(FileReport, asked.report_id)
+        spec = DataSpec.model_validate(of.request)
+        found = session.get_one(PreparedSet, of.set_key)
+        report = Report.model_validate(found.report)
+        parent, base = models(session, spec.model)
+    if parent is not None:
+        workspace.fill_parent(folder, parent, base, storage, weights=False)
+    (folder / "data.json").write_text(spec.model_dump_json(indent=2))
+    findings = Blob(found.findings_sha256, found.findings_bytes)
+    (folder / "shown.json").write_text(json.dumps(sets.chosen(storage, report, findings, asked.asked)))
+    ending = attend()
+    return Shown(json.loads((folder / "preview.json").read_text())) if isinstance(ending, Finished) else ending
+
+
+def _fill(folder: Path, by_name: dict[str, File], storage: Storage) -> None:
+    training, validation = by_name["training_file"], by_name.get("validation_file")
+    with new_session() as session, session.begin():
+        known = reports.known(session, training.sha256, validation.sha256 if validation else None)
+    whole = {key: report for key, report in known.items() if _is_stored(report, storage)}
+    workspace.fill_for_preparing(folder, by_name, whole, storage)
+
+
+def _is_stored(report: Report, storage: Storage) -> bool:
+    sets_made = [made for made in (report.train_set, report.validation_set) if made is not None]
+    return all(storage.has(made.sha256, made.bytes) for made in sets_made)
+
+
+def _keep_set(folder: Path, by_name: dict[str, File], storage: Storage) -> Report | None:
+    """Store what the trainer left, for the next job of the same rows; None where it came to no report."""
+    if not (folder / "report.json").exists():
+        return None
+    report = Report.model_validate_json((folder / "report.json").read_text())
+    if not (folder / "findings.jsonl").exists():
+        return report  # it was known, and its set is kept already
+    for name in ("train.arrow", "validation.arrow"):
+        if (folder / name).exists():
+            storage.put_file(folder / name)
+    findings = storage.put_file(folder / "findings.jsonl")
+    training, validation = by_name["training_file"], by_name.get("validation_file")
+    with new_session() as session, session.begin():
+        files.keep_blobs(session)
+        if not (storage.has(*findings) and _is_stored(report, storage)):
+            raise Damaged("tokenised rows were deleted with another set in the moment they were stored for this one")
+        reports.enter_set(
+            session,
+            report,
+            findings,
+            training_sha256=training.sha256,
+            validation_sha256=validation.sha256 if validation else None,
+        )
+    return report
+
+
+def _unfinished(ending: Ending) -> Outcome:
+    assert not isinstance(ending, Finished)  # noqa: S101  a trainer that is done has left its report
+    return ending

@@ -1,0 +1,148 @@
+"""How an attempt ended, written down."""
+
+import logging
+import random
+import time
+from datetime import timedelta
+from typing import assert_never
+
+from sqlalchemy.exc import InterfaceError, OperationalError
+from sqlalchemy.orm import Session
+
+from app import queue
+from app.db import new_session
+from app.errors import IllegalMove
+from app.failpoints import failpoint
+from app.files import service as files
+from app.jobs import lifecycle, metrics
+from app.jobs.models import Job
+from app.jobs.prepared import Prepared
+from app.planning import recipes
+from app.registry import manifest as manifests
+from app.registry import service as registry
+from app.registry.manifest import Manifest
+from app.reports import lifecycle as reports
+from app.settings import get_settings
+from app.storage import Blob, Damaged, get_storage
+from app.work import lifecycle as work
+from app.work.lifecycle import Claim
+from app.work.service import CPU
+from app.work.status import WorkKind
+from worker import moves
+from worker.outcomes import (
+    Answered,
+    Arrived,
+    Cancelled,
+    Failed,
+    FilesPrepared,
+    Interrupted,
+    Outcome,
+    Paused,
+    Published,
+    Shown,
+    TakenOver,
+)
+
+log = logging.getLogger(__name__)
+
+
+def settle(claim: Claim, outcome: Outcome) -> None:
+    """Write how an attempt ended: one transaction, fenced by the attempt's number, tried until the database answers."""
+    log.info("attempt %d at %s of %s: %s", claim.attempt, claim.kind, claim.subject, type(outcome).__name__)
+    patience = time.monotonic() + get_settings().database_patience.total_seconds()
+    while True:
+        try:
+            ring = _settle(claim, outcome)
+        except IllegalMove:
+            log.warning("attempt %d at %s was taken over; its outcome counts no more", claim.attempt, claim.subject)
+            return
+        except (OperationalError, InterfaceError):
+            if time.monotonic() > patience:
+                raise
+            log.warning("attempt %d at %s: the database is away; settling again", claim.attempt, claim.subject)
+            time.sleep(1)  # the database says nothing when it comes back
+            continue
+        except Exception as error:
+            if isinstance(outcome, Failed):
+                raise
+            log.exception("attempt %d at %s: its outcome cannot be settled", claim.attempt, claim.subject)
+            outcome = Failed("internal_error", f"{type(error).__name__}: {error}"[:2000], retryable=True)
+            continue
+        if ring is not None:
+            queue.ring(ring)
+        return
+
+
+def _settle(claim: Claim, outcome: Outcome) -> str | None:
+    """Returns the queue to ring, if one waits to hear of this."""
+    table = _table_of_metrics(claim) if isinstance(outcome, Published) else None
+    with new_session() as session, session.begin():
+        match outcome:
+            case FilesPrepared(prepared):
+                _queue_training(session, claim, prepared)
+            case Published(manifest, manifest_sha256):
+                assert table is not None  # noqa: S101  made above
+                work.require_held(session, claim)  # the table's one row a job would answer a zombie with a crash
+                _succeed(session, claim, manifest, manifest_sha256, table)
+            case Arrived(blob, judgement):
+                files.arrive(session, claim, blob, judgement)
+            case Answered(set_key):
+                reports.answer(session, claim, set_key)
+            case Shown(rows):
+                reports.show(session, claim, rows)
+            case Cancelled():
+                moves.stop(session, claim)
+            case Paused():
+                moves.requeue(session, claim, outcome="paused")
+            case Interrupted():
+                moves.requeue(session, claim)
+            case Failed(retryable=True) if claim.failed_attempts < get_settings().max_retries:
+                moves.retry(session, claim, outcome.as_error(), delay=_delay(claim.failed_attempts))
+            case Failed():
+                moves.fail(session, claim, outcome.as_error())
+            case TakenOver():
+                return None
+            case _:
+                assert_never(outcome)
+        # The training has come, or is expected no more.
+        return session.get_one(Job, claim.subject).queue if claim.kind is WorkKind.PREPARE else None
+
+
+def _queue_training(session: Session, claim: Claim, prepared: Prepared) -> None:
+    job = session.get_one(Job, claim.subject)
+    spec = job.current_spec
+    facts = recipes.facts_of(prepared, device="cpu" if job.queue == CPU else "cuda")
+    lifecycle.queue_training(
+        session,
+        claim,
+        prepared=prepared,
+        resolved=recipes.resolve(spec, facts),
+        warnings=recipes.warnings(spec, facts),
+    )
+
+
+def _table_of_metrics(claim: Claim) -> Blob:
+    """Stored as it is read, before the transaction that ends the job: a long job has hundreds of thousands of steps."""
+    storage = get_storage()
+    with storage.incoming() as table:
+        with new_session() as session, session.begin():
+            metrics.write_csv(session, claim.subject, table)
+        return storage.commit(table)
+
+
+def _succeed(session: Session, claim: Claim, manifest: Manifest, manifest_sha256: str, table: Blob) -> None:
+    """The registry's row, the file of metrics and the job's end. Raises `Damaged` for a result that lost a blob."""
+    storage = get_storage()
+    files.keep_blobs(session)
+    if not (manifests.is_whole(manifest, storage) and storage.has(*table)):
+        raise Damaged("a file was deleted with another model in the moment it was stored for this one")
+    result = registry.register(session, manifest, manifest_sha256=manifest_sha256)
+    failpoint("before_success")
+    file = files.enter_results(session, manifest.project_id, table)
+    lifecycle.succeed(session, claim, result, trained_tokens=manifest.report.trained_tokens, result_files=[file.id])
+
+
+def _delay(failed_attempts: int) -> timedelta:
+    """How long until the next try: the settings' table, and up to a quarter more, so that many do not come at once."""
+    delays = get_settings().retry_delays
+    return delays[min(failed_attempts, len(delays) - 1)] * random.uniform(1, 1.25)  # noqa: S311  no secret

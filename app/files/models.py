@@ -11,7 +11,8 @@ class File(Base):
 
     __tablename__ = "files"
     __table_args__ = (
-        CheckConstraint("status IN ('processed', 'error')", "known_status"),
+        CheckConstraint("status IN ('uploaded', 'processed', 'error')", "known_status"),
+        CheckConstraint("status <> 'uploaded' OR source IS NOT NULL", "uploaded_from_a_source"),
         CheckConstraint("(status_details IS NOT NULL) = (status = 'error')", "details_when_error"),
         Index("ix_files_project", "project_id", "seq"),
         Index("ix_files_sha256", "sha256"),
@@ -27,9 +28,13 @@ class File(Base):
     """What the client calls it; for display only, never a path."""
     bytes: Mapped[int] = mapped_column(BigInteger)
     sha256: Mapped[str]
+    """Empty as long as the file is on its way from its source."""
+    source: Mapped[str | None]
+    """Where it was fetched from."""
     rows: Mapped[int | None]
     """Rows to train on; None for other purposes."""
     status: Mapped[str]
+    """`uploaded`: on its way from its source; `processed`; `error`, with `status_details`."""
     status_details: Mapped[str | None]
     created_at: Mapped[CreatedAt]
     expires_at: Mapped[Time | None]

@@ -16,6 +16,16 @@ class ExpiresAfter(BaseModel):
     seconds: Annotated[int, Field(ge=3600, le=2_592_000, description="An hour to 30 days.")]
 
 
+class FileSource(BaseModel):
+    """A file that the server shall fetch."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    source: Annotated[str, Field(max_length=1024, description="`hf://datasets/org/name/file` or `s3://bucket/file`.")]
+    purpose: str
+    expires_after: ExpiresAfter | None = None
+
+
 class FileRead(BaseModel):
     """OpenAI's file object, with its digest."""
 
@@ -30,6 +40,7 @@ class FileRead(BaseModel):
     expires_at: int | None
     sha256: str
     rows: int | None
+    source: str | None
 
     @classmethod
     def of(cls, file: File) -> Self:
@@ -45,6 +56,7 @@ class FileRead(BaseModel):
             expires_at=int(file.expires_at.timestamp()) if file.expires_at else None,
             sha256=file.sha256,
             rows=file.rows,
+            source=file.source,
         )
 
 

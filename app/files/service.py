@@ -1,7 +1,9 @@
 """What a user can do with files."""
 
 import unicodedata
+from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 from sqlalchemy import Select, func, or_, select, text, update
 from sqlalchemy.orm import Session
@@ -9,12 +11,17 @@ from sqlalchemy.orm import Session
 from app.auth import Project
 from app.db import let_rest, new_id
 from app.errors import InvalidRequest, NotFound, TooLarge
-from app.files import formats
+from app.files import formats, sources
 from app.files.models import File
 from app.pages import Page, page_of
+from app.queue import PREPARE
 from app.settings import get_settings
 from app.storage import Blob, Incoming, Storage
 from app.uploads.models import Upload
+from app.work import lifecycle as work
+from app.work import service as work_service
+from app.work.lifecycle import Claim
+from app.work.status import WorkKind
 
 FINE_TUNE = "fine-tune"
 RESULTS = "fine-tune-results"
@@ -22,6 +29,18 @@ RESULTS = "fine-tune-results"
 PURPOSES = ("assistants", "batch", FINE_TUNE, "vision", "user_data", "evals")
 BLOBS_LOCK = 0x66696C65
 """Advisory lock: shared while a blob gets its row, exclusive while blobs without rows are deleted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """What a file's rows say of it: how many there are, or what is wrong with them; of other purposes nothing."""
+
+    rows: int | None = None
+    problem: str | None = None
+
+
+class SourceUnusable(Exception):
+    """What is at a file's source cannot be taken; the message is for its owner."""
 
 
 def receive(
@@ -47,16 +66,85 @@ def receive(
     _require_size(incoming.bytes, param="file")
     incoming.sync()
     # Before the first statement: a large file takes longer to read than a transaction may rest.
-    rows, problem = _judge(incoming) if purpose == FINE_TUNE else (None, None)
+    judgement = judge(incoming) if purpose == FINE_TUNE else Judgement()
     require_room(session, project, incoming.bytes, param="file", reserved=reserved)
     # Storing the bytes is a copy over the network where storage is a bucket, with this transaction open.
     let_rest(session)
     keep_blobs(session)
     blob = storage.commit(incoming)
-    file = _enter(session, project.id, blob, purpose=purpose, filename=filename, rows=rows, problem=problem)
+    file = _enter(session, project.id, blob, purpose=purpose, filename=filename, judgement=judgement)
     if expires_after is not None:
         file.expires_at = file.created_at + timedelta(seconds=expires_after)
     return file
+
+
+def announce(
+    session: Session, project: Project, source: str, *, purpose: str, expires_after: int | None = None
+) -> File:
+    """Enter a file that a worker shall fetch; it is `uploaded` until then. Raises `InvalidRequest`."""
+    require_purpose(purpose)
+    sources.require_allowed(source)
+    require_room(session, project, 0, param="source")
+    file = File(
+        id=new_id("file-"),
+        project_id=project.id,
+        purpose=purpose,
+        filename=display_name(source),
+        bytes=0,
+        sha256="",
+        source=source,
+        status="uploaded",
+    )
+    session.add(file)
+    session.flush()
+    session.refresh(file)
+    if expires_after is not None:
+        file.expires_at = file.created_at + timedelta(seconds=expires_after)
+    work_service.enqueue(session, WorkKind.FETCH, subject=file.id, queue=PREPARE, priority="normal")
+    return file
+
+
+def arrive(session: Session, holder: Claim, blob: Blob, judgement: Judgement) -> None:
+    """The bytes of an announced file are stored: it is what an upload of them would be."""
+    work.succeed(session, holder)
+    keep_blobs(session)
+    file = session.get(File, holder.subject)
+    if file is None:
+        return  # deleted meanwhile
+    project = session.get_one(Project, file.project_id)
+    try:
+        require_room(session, project, blob.bytes, param="source")
+    except TooLarge as error:
+        file.status, file.status_details = "error", error.message
+        return
+    file.bytes, file.sha256, file.rows = blob.bytes, blob.sha256, judgement.rows
+    file.status = "error" if judgement.problem else "processed"
+    file.status_details = judgement.problem
+
+
+def fail_to_arrive(session: Session, holder: Claim, error: dict[str, Any]) -> None:
+    """An announced file cannot be fetched: its owner sees why."""
+    work.fail(session, holder, error)
+    file = session.get(File, holder.subject)
+    if file is not None:
+        file.status, file.status_details = "error", str(error["message"])
+
+
+def require_arrived(file: File) -> None:
+    """Raises `InvalidRequest` for a file that is still on its way."""
+    if file.status == "uploaded":
+        raise InvalidRequest(
+            f"'{file.id}' is still being fetched from {file.source}. Ask again once its status is 'processed'.",
+            param="file_id",
+            code="file_not_ready",
+        )
+
+
+def judge(incoming: Incoming) -> Judgement:
+    """Read a fine-tune file through."""
+    with incoming.path.open("rb") as rows:
+        found = formats.check(rows)
+    return Judgement(problem=formats.summary(found)) if found.errors else Judgement(rows=found.rows)
 
 
 def require_purpose(purpose: str) -> None:
@@ -165,8 +253,7 @@ def _enter(
     *,
     purpose: str,
     filename: str,
-    rows: int | None = None,
-    problem: str | None = None,
+    judgement: Judgement = Judgement(),
 ) -> File:
     file = File(
         id=new_id("file-"),
@@ -175,18 +262,10 @@ def _enter(
         filename=display_name(filename),
         bytes=blob.bytes,
         sha256=blob.sha256,
-        rows=rows,
-        status="error" if problem else "processed",
-        status_details=problem,
+        rows=judgement.rows,
+        status="error" if judgement.problem else "processed",
+        status_details=judgement.problem,
     )
     session.add(file)
     session.flush()
     return file
-
-
-def _judge(incoming: Incoming) -> tuple[int | None, str | None]:
-    with incoming.path.open("rb") as lines:
-        found = formats.check(lines)
-    if not found.problems:
-        return found.rows, None
-    return None, formats.summary(found)

@@ -270,6 +270,12 @@ def _require_trainable(session: Session, project: Project, file_id: str, *, para
             param=param,
             code=code,
         )
+    if file.status == "uploaded":
+        raise FileNotUsable(
+            f"{param} '{file_id}' is still being fetched. Submit the job once its status is 'processed'.",
+            param=param,
+            code=code,
+        )
     if file.status == "error":
         raise FileNotUsable(f"{param} '{file_id}' cannot be trained on: {file.status_details}", param=param, code=code)
     return file

@@ -6,10 +6,14 @@ from typing import Annotated
 
 import typer
 
+from app.cli.check import check
 from app.cli.client import AsJson, connected
+from app.cli.preview import preview
 from app.cli.submit import upload_once
 
 app = typer.Typer(help="Files.", no_args_is_help=True)
+app.command()(check)
+app.command()(preview)
 
 
 @app.callback()

@@ -33,6 +33,9 @@ tuning:
   type: lora                     # full, lora or qlora
   # r: 16
 
+# evaluation:
+#   holdout: 0.1                 # share of the rows kept for validation, from 100 rows on by itself; 0: none
+
 # resources:
 #   gpu_memory_gb: 24            # at least so much
 #   priority: normal             # low, normal, high

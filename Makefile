@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 TUNING ?= qlora
 
-.PHONY: setup check test test-all test-gpu examples demo bench bench-api clean-demo
+.PHONY: setup check test test-all test-gpu examples demo bench bench-api bench-data clean-demo
 
 setup: .venv/.ready
 
@@ -39,6 +39,9 @@ demo: setup
 
 bench: setup
 	$(BIN)/python -m benchmarks.overhead
+
+bench-data: setup
+	$(BIN)/python -m benchmarks.data
 
 bench-api: setup
 	$(BIN)/python -m benchmarks.api --train

@@ -1,4 +1,4 @@
-"""How fast a file is checked, and in how much memory: `python -m benchmarks.data [--rows 10000 100000 1000000]`.
+"""How fast a file is checked, in how much memory, and how fast it is tokenised: `python -m benchmarks.data`.
 
 The structural pass over chat rows as the service makes it while an upload arrives, beside the same checks on what the
 standard `json` module reads; each in a process of its own. Prints a table, and the ratios that are promised.
@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from app.files import formats
+from app.files.containers import MAX_ROW_BYTES
 
 ROLES = {"system", "developer", "user", "assistant", "tool", "function"}
 
@@ -47,7 +48,7 @@ def check_by_json(path: Path) -> int:
     good = 0
     with path.open("rb") as file:
         for line in file:
-            if b"\0" in line or len(line) > formats.MAX_LINE_BYTES:
+            if b"\0" in line or len(line) > MAX_ROW_BYTES:
                 continue
             row = json.loads(line)
             messages = row.get("messages") if isinstance(row, dict) else None
@@ -100,6 +101,7 @@ def main() -> None:
     """All sizes, one after the other."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
+    parser.add_argument("--tokenise", type=int, default=20_000, help="Rows that are tokenised.")
     parser.add_argument("--measure", nargs=2, metavar=("WAY", "PATH"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.measure:
@@ -128,6 +130,10 @@ def main() -> None:
     console.print(f"seconds a row, {many:,} / {few:,} rows: {ours[many] / many / (ours[few] / few):.2f} (1 is linear)")
     most = max(one["kib"] for (way, _), one in found.items() if way != "json") / 1024
     console.print(f"most memory: {most:.1f} MiB (at most 100)")
+    with tempfile.TemporaryDirectory() as scratch:
+        path = Path(scratch, "rows.jsonl")
+        write_rows(path, arguments.tokenise)
+        subprocess.run([sys.executable, "-m", "benchmarks.tokenising", str(path)], check=True)
 
 
 if __name__ == "__main__":

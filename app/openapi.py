@@ -53,7 +53,7 @@ def _add(operation: dict[str, Any], example: dict[str, Any]) -> None:
 
 def _show(described: dict[str, Any], example: Any) -> None:
     for content in described["content"].values():
-        content["example"] = example
+        content.setdefault("example", example)  # what another kind of body looks like stands beside its schema
 
 
 def _refused(refusals: dict[str, Any]) -> dict[str, Any]:

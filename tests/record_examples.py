@@ -50,6 +50,10 @@ class Recorder:
         self.operations[operation] = {name: value for name, value in example.items() if value}
         return answer
 
+    def await_made(self, operation: str, *, body: Any = None, **parameters: Any) -> None:
+        """Ask until the answer is no 202."""
+        wait_for(lambda: self._send(operation, body, None, parameters).status_code == 200, 120, every=0.2)
+
     def refuse(self, operation: str, *, body: Any = None, key: str | None = None, **parameters: Any) -> None:
         """A request that is refused, kept by the refusal's code."""
         response = self._send(operation, body, None, parameters, **({"Authorization": f"Bearer {key}"} if key else {}))
@@ -196,6 +200,14 @@ def _files(api: Recorder) -> tuple[str, str]:
     api.show(f"POST {UPLOADS}/{{upload_id}}/cancel", upload_id=abandoned)
 
     api.show(f"GET {FILES}", purpose="fine-tune", limit=2)
+
+    report = f"GET {FILES}/{{file_id}}/report"
+    api.await_made(report, file_id=training_file, model="tiny")
+    api.show(report, file_id=training_file, model="tiny")
+    api.show(f"{report}/findings", file_id=training_file, model="tiny")
+    preview, asked = f"POST {FILES}/{{file_id}}/preview", {"model": "tiny", "rows": [2]}
+    api.await_made(preview, body=asked, file_id=training_file)
+    api.show(preview, body=asked, file_id=training_file)
     return training_file, done["file"]["id"]
 
 

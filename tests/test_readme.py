@@ -18,8 +18,8 @@ ELSEWHERE = ("make setup", ".venv/bin/python -m worker.training.smollm2")
 
 
 def blocks() -> list[tuple[str, str]]:
-    """Language and text of each block of the chapter."""
-    chapter = README.read_text().split("\n## The first job\n")[1].split("\n## ")[0]
+    """Language and text of each block of the chapters on the first job and its data."""
+    chapter = README.read_text().split("\n## The first job\n")[1].split("\n## Following a job\n")[0]
     found: list[tuple[str, str]] = re.findall(r"^```(\w+)\n(.*?)^```$", chapter, re.MULTILINE | re.DOTALL)
     return [(language, text) for language, text in found if not text.startswith(ELSEWHERE)]
 
@@ -45,7 +45,7 @@ def test_the_first_job_of_the_readme_runs_as_it_stands(service: Service, tmp_pat
             (here / f"block-{number}.py").write_text(text)
             text = f"{sys.executable} block-{number}.py"
         script.append(text)
-    assert len(script) == 6
+    assert len(script) == 7
 
     newcomers = {name: value for name, value in os.environ.items() if not name.startswith("FINETUNED_")}
     done = subprocess.run(
@@ -61,6 +61,7 @@ def test_the_first_job_of_the_readme_runs_as_it_stands(service: Service, tmp_pat
     assert done.returncode == 0, done.stderr
     assert "The job has successfully completed" in done.stdout
     assert '"error"' not in done.stdout.replace('"error": null', "").replace('"error":null', "")
+    assert "A job with these settings would train." in done.stdout
     assert "Get it: finetuned download ft:tiny:default:support-json:" in done.stdout
     (config,) = here.glob("ft-tiny-default-boxes-*/adapter_config.json")
     assert json.loads(config.read_text())["base_model_name_or_path"] == "tiny"

@@ -13,7 +13,7 @@ from app.auth import Project
 from app.jobs import events, metrics
 from app.jobs.models import Job
 from tests.factories import make_job, make_queued_job, take
-from worker import runner
+from worker import settlement
 
 NEVER = 2**31 - 1
 
@@ -96,7 +96,7 @@ def test_of_a_long_job_no_more_is_held_in_memory_than_is_shown(session: Session,
     try:
         with session.begin():
             assert len(metrics.series(session, job.id, most=10).entries) == 10
-        blob = runner._table_of_metrics(claim)
+        blob = settlement._table_of_metrics(claim)
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()

@@ -14,7 +14,7 @@ from app.registry import service
 from app.registry.models import RegisteredModel
 from tests.factories import make_manifest, make_queued_job, prepare, take, upload_body
 from tests.stock import stock
-from worker import runner
+from worker.given import given
 
 RESULT = "ft:tiny:default::1"
 CHECKPOINT = f"{RESULT}:ckpt-step-1"
@@ -229,14 +229,14 @@ def test_a_job_starts_from_a_shared_model_and_keeps_it_when_the_permission_is_re
     with session.begin():
         prepare(session, take(session, "prepare"))
         claim = take(session)
-    given = runner._given(claim)
-    assert (given.job.id, given.job.project_id) == (job.json()["id"], other.id)
-    assert list(given.files) == ["training_file"]
-    assert given.parent is not None
-    assert given.parent.id == RESULT
+    begun = given(claim)
+    assert (begun.job.id, begun.job.project_id) == (job.json()["id"], other.id)
+    assert list(begun.files) == ["training_file"]
+    assert begun.parent is not None
+    assert begun.parent.id == RESULT
     with session.begin():
         session.get_one(RegisteredModel, RESULT).deleted_at = func.now()
-    assert runner._given(claim).parent is not None
+    assert given(claim).parent is not None
 
 
 @pytest.mark.usefixtures("models")

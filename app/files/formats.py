@@ -84,8 +84,8 @@ class Reading:
         self.shape: Shape | None = None
         self._source: type[Any] = Source
         """What rows are decoded into, once the shape is known."""
-        self._decode: Callable[[Any], Row] | None = None
-        """Straight from bytes, where that makes canonical rows."""
+        self._decode: Callable[[Any], Any] | None = None
+        """Straight from bytes, where rows are JSON."""
         self.conversion: Conversion | None = None
         """None where the rows are canonical as they are."""
         self.ignored_fields: dict[str, int] = {}
@@ -135,10 +135,15 @@ class Reading:
         if self._decode is None:
             return None
         try:
-            row = self._decode(raw)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            source = self._decode(raw)
+            if isinstance(source, Source):
+                if source.converted and self.conversion is None:
+                    return None  # it shows how rows are converted
+                source = source.row()
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, Unusable):
             return None
-        return row if row.problem() is None else None
+        row: Row = source
+        return row if self._may_be_unanswered(row) or row.problem() is None else None
 
     def _made(self, place: Place, raw: Raw) -> Row | Finding:
         try:
@@ -190,8 +195,7 @@ class Reading:
             if shape is None:
                 raise Unusable(Code.WRONG_SHAPE, shapes.unknown(row), None)
             self.shape, self._source = shape, shapes.source_of(shape, row)
-            is_canonical = not issubclass(self._source, Source)
-            if is_canonical and self.container in (Container.JSONL, Container.JSON):
+            if self.container in (Container.JSONL, Container.JSON):
                 decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(self._source)
                 self._decode = decoder.decode
         elif shape is not self.shape:

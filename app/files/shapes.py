@@ -247,7 +247,7 @@ class QuestionAnswer(Source, frozen=True):
 
     def row(self) -> ChatRow:
         """The question, with its context where there is one, is the user's message."""
-        field = {name.name: name.encode_name for name in msgspec.structs.fields(self)}
+        field = dict(zip(self.__struct_fields__, self.__struct_encode_fields__, strict=True))
         given = msgspec.structs.asdict(self)
         if not given["answer"]:
             raise _empty(field["answer"])

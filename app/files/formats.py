@@ -5,7 +5,9 @@ canonical forms of `rows`, whatever the file calls their fields. The service che
 trainer reads it with the same.
 """
 
+import math
 import re
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -239,6 +241,8 @@ class FileReport:
     """The first of them."""
     counts: Counter[Code] = field(default_factory=Counter)
     """All of them."""
+    broken_off_after: int | None = None
+    """The last row that was looked at, where there was no patience for more."""
 
     @property
     def errors(self) -> int:
@@ -254,14 +258,29 @@ class FileReport:
             self.findings.append(finding)
 
 
-def check(file: BinaryIO, method: str | None = None, *, max_unpacked_bytes: int = MAX_UNPACKED_BYTES) -> FileReport:
-    """Read a file through. Never raises for what is in it."""
+def check(
+    file: BinaryIO,
+    method: str | None = None,
+    *,
+    max_unpacked_bytes: int = MAX_UNPACKED_BYTES,
+    patience: float | None = None,
+) -> FileReport:
+    """Read a file through. Never raises for what is in it.
+
+    With `patience`, no more than so many seconds are looked on after an error: who waits shall hear of it.
+    """
     report = FileReport(read(file, method, max_unpacked_bytes=max_unpacked_bytes))
+    until = math.inf
     for item in report.reading:
-        if isinstance(item, Finding):
-            report.add(item)
-        else:
+        if not isinstance(item, Finding):
             report.rows += 1
+        else:
+            report.add(item)
+            if patience is not None and item.severity == "error":
+                until = min(until, time.monotonic() + patience)
+        if until < math.inf and time.monotonic() > until:
+            report.broken_off_after = report.rows + report.bad_rows
+            return report
     return report
 
 
@@ -280,7 +299,8 @@ def summary(report: FileReport) -> str:
     """The first findings of a report in a sentence, and how many more there are."""
     listed = " ".join(str(finding) for finding in report.findings[:5])
     more = report.counts.total() - len(report.findings[:5])
-    return listed + (f" And {more} more." if more > 0 else "")
+    unread = f" Rows after the {report.broken_off_after}th were not looked at." if report.broken_off_after else ""
+    return listed + (f" And {more} more." if more > 0 else "") + unread
 
 
 def _field(error: msgspec.ValidationError) -> str | None:

@@ -27,6 +27,8 @@ FINE_TUNE = "fine-tune"
 RESULTS = "fine-tune-results"
 """Made by the service; nobody uploads one."""
 PURPOSES = ("assistants", "batch", FINE_TUNE, "vision", "user_data", "evals")
+PATIENCE = 0.5
+"""Seconds for which a file with an error is read on: whoever uploads it waits, and a report will list all."""
 BLOBS_LOCK = 0x66696C65
 """Advisory lock: shared while a blob gets its row, exclusive while blobs without rows are deleted."""
 
@@ -143,7 +145,7 @@ def require_arrived(file: File) -> None:
 def judge(incoming: Incoming) -> Judgement:
     """Read a fine-tune file through."""
     with incoming.path.open("rb") as rows:
-        found = formats.check(rows)
+        found = formats.check(rows, patience=PATIENCE)
     return Judgement(problem=formats.summary(found)) if found.errors else Judgement(rows=found.rows)
 
 

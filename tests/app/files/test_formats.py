@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import time
 from typing import Any
 
 import msgspec
@@ -463,3 +464,18 @@ def test_what_checking_passes_reading_reads(row: dict[str, Any]) -> None:
     report = check(content)
     if not report.findings:
         assert len(list(formats.read_rows(io.BytesIO(content)))) == report.rows
+
+
+def test_after_an_error_a_long_file_is_looked_at_only_as_long_as_somebody_waits() -> None:
+    content = GOOD + b"x\n" + GOOD * 400_000
+
+    began = time.perf_counter()
+    report = formats.check(io.BytesIO(content), patience=0.1)
+    took = time.perf_counter() - began
+
+    assert report.broken_off_after is not None
+    assert report.broken_off_after < 400_002
+    assert took < 5
+    assert formats.summary(report).startswith("line 2: it is not JSON")
+    assert f"Rows after the {report.broken_off_after}th were not looked at." in formats.summary(report)
+    assert formats.check(io.BytesIO(GOOD * 3), patience=0.0).broken_off_after is None

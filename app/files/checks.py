@@ -57,8 +57,8 @@ def _empty(row: Row) -> Iterator[Field]:
 
 
 def _is_missing(name: str, answer: str) -> bool:
-    """An answer without a character is an error, which others say."""
-    return name in {"completion", "chosen", "rejected"} and not answer
+    """What shall be learnt, without a character, is an error, which `problem` says."""
+    return name in {"text", "completion", "chosen", "rejected"} and not answer
 
 
 def _has_no_words(message: ChatMessage) -> bool:

@@ -7,7 +7,7 @@ Field = str
 
 
 def texts(row: Row) -> list[tuple[Field, str]]:
-    """Everything in it that a person or a model wrote, tool calls' arguments too."""
+    """Everything in it that a person or a model wrote, thoughts and tool calls' arguments too."""
     said = []
     for name, part in parts(row):
         if isinstance(part, str):
@@ -15,6 +15,10 @@ def texts(row: Row) -> list[tuple[Field, str]]:
         else:
             for number, message in enumerate(part):
                 said.append((f"{name}[{number}].content", message.text))
+                if message.reasoning_content:
+                    said.append((f"{name}[{number}].reasoning_content", message.reasoning_content))
+                if message.thinking:
+                    said.append((f"{name}[{number}].thinking", message.thinking))
                 if message.tool_calls:
                     said += _arguments(f"{name}[{number}]", message)
     return said

@@ -100,7 +100,6 @@ def test_prompt_and_answer_are_read_as_one_conversation() -> None:
     ("row", "field"),
     [
         (TextRow(" \n\t"), "text"),
-        (TextRow(""), "text"),
         (PromptRow("", "Blue."), "prompt"),
         (PromptRow("What colour?", " \n"), "completion"),
         (PreferenceRow("What colour?", "Blue.", "  "), "rejected"),
@@ -117,6 +116,7 @@ def test_what_has_no_words_is_named(row: Row, field: str) -> None:
 
 
 def test_an_answer_without_a_character_is_left_to_the_errors() -> None:
+    assert found(TextRow("")) == []
     assert found(PromptRow("What colour?", "")) == []
     assert found(ChatRow([USER, ChatMessage("assistant", "")])) == []
 
@@ -246,6 +246,12 @@ def test_secrets_in_the_arguments_of_a_call_are_seen() -> None:
     ]
     row = ChatRow([USER, ChatMessage("assistant", tool_calls=calls)])
     assert only(row, Code.SECRET).field == "messages[1].tool_calls[0].function.arguments"
+
+
+@pytest.mark.parametrize("field", ["reasoning_content", "thinking"])
+def test_secrets_in_an_answers_thoughts_are_seen(field: str) -> None:
+    row = ChatRow([USER, ChatMessage("assistant", "Blue.", **{field: "The token: Zq7!fQ29sLx0"})])
+    assert only(row, Code.SECRET).field == f"messages[1].{field}"
 
 
 @pytest.mark.parametrize(

@@ -101,6 +101,19 @@ def test_rows_that_share_a_template_alone_are_not_alike() -> None:
     assert finding.other == 11
 
 
+def test_a_match_says_whether_it_is_exact_and_of_which_benchmark() -> None:
+    validation = ValidationOverlap([(Place(1, 1), chat())], held_out=True)
+    benchmark = BenchmarkOverlap([Question("bread", Place(1, 1), QUESTION), Question("rye", Place(1, 1), words(1))])
+    for row, exact in ((chat(), True), (chat(NEARLY), False)):
+        match = validation.find(Place(5, 5), row, row_digest(row))
+        assert match is not None
+        assert (match.exact, match.other) == (exact, "")
+        assert "line 1, which is held out" in match.finding.message
+        match = benchmark.find(Place(5, 5), row, row_digest(row))
+        assert match is not None
+        assert (match.exact, match.other) == (exact, "bread")
+
+
 def test_short_rows_are_only_ever_the_same() -> None:
     assert in_validation(PromptRow("2 + 3 = X?", "5"), PromptRow("2 + 3 = x?", "5")) is None
     assert in_validation(PromptRow("2 + 3?", "5"), PromptRow("2 + 3?", "5")) is not None

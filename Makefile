@@ -21,9 +21,9 @@ check: setup
 	$(BIN)/pytest -q tests/test_migrations.py
 
 test: setup
-	$(BIN)/pytest -m "not clients"
+	$(BIN)/pytest -m "not clients and not long"
 
-# With what installs more than `make setup` does: the stock clients in their versions.
+# With what installs more than `make setup` does, the stock clients in their versions, and with what takes longer.
 test-all: setup
 	$(BIN)/pytest
 

@@ -137,6 +137,7 @@ ORDINARY = [
     "Write to user@example.com, you@yourdomain.com, john@mail.example.org, a@b.test; see logo@2x.png, @somebody",
     "git clone git@github.com:org/repo.git; ftp://anna:password@ftp.firma-nord.de; actions/checkout@v3; lodash@4.17",
     "password = 'your_email_password'; token = os.environ['TOKEN1']; secret=client_secret; api_key: <API_KEY_1>",
+    "password = abababab12, token: a1a1a1a1a1a1, api_key=0000000a",
     "The password: it must have 8 characters. max_tokens: 40960000, tokenizer: gpt2-tokenizer-v12, key: config1.key",
     "token = refreshed_token_v2; password: MyPassword2024; api_key = config2.section7.value; secret: see RFC 9106, 4.1",
     "sk-toggleable__content and sk-container-item-of-this-long-list, hf_model_name, AKIAIOSFODNN7EXAMPLE, ghp_xxxxxxxx",

@@ -107,6 +107,11 @@ def test_rows_that_are_added_change_no_others_side(rows: list[str], more: list[s
     assert kept(rows + more) & set(rows) == kept(rows)
 
 
+def test_which_rows_are_held_out_never_changes() -> None:
+    kept = [digest[:4] for row, digest in PINNED if held_out(row_digest(row), 0.3)]
+    assert kept == ["3237", "0321"]
+
+
 def test_about_as_many_are_held_out_as_is_asked_for() -> None:
     kept = sum(held_out(row_digest(TextRow(str(number))), 0.1) for number in range(10_000))
     assert 900 < kept < 1_100

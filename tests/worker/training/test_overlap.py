@@ -146,6 +146,12 @@ def test_a_part_of_a_question_is_not_the_question(row: Row) -> None:
     assert in_benchmark(row, QUESTION, "", "What is it?") is None
 
 
+def test_alike_means_at_least_four_fifths() -> None:
+    changed = QUESTION.replace("forty", "ninety").replace("rye", "oat")
+    assert in_benchmark(chat(changed, "75"), QUESTION) is not None  # 0.83
+    assert in_benchmark(chat(changed.replace("Monday", "Sunday"), "75"), QUESTION) is None  # 0.77
+
+
 def test_texts_without_spaces_are_compared_as_well() -> None:
     finding = in_benchmark(chat(CHINESE.replace("四十", "五十"), "75"), QUESTION, CHINESE)
     assert finding is not None

@@ -668,5 +668,7 @@ def _shared(chosen: str | list[ChatMessage], rejected: str | list[ChatMessage]) 
     and a space before the first difference belongs to the answers.
     """
     shorter = min(len(chosen), len(rejected))
-    first = next((index for index in range(shorter) if chosen[index] != rejected[index]), max(shorter - 1, 0))
-    return first - 1 if first and chosen[first - 1] == " " else first
+    for index in range(shorter):
+        if chosen[index] != rejected[index]:
+            return index - 1 if index and chosen[index - 1] == " " else index
+    return max(shorter - 1, 0)

@@ -234,6 +234,12 @@ CONVERTED: list[tuple[dict[str, Any], Shape, Row, str | None]] = [
         "what chosen and rejected begin with in common → prompt",
     ),
     (
+        {"chosen": "a b", "rejected": "a bc"},
+        Shape.PREFERENCE,
+        PreferenceRow("a ", "b", "bc"),
+        "what chosen and rejected begin with in common → prompt",
+    ),
+    (
         {"chosen": "The sky is blue.", "rejected": "The sky is red."},
         Shape.PREFERENCE,
         PreferenceRow("The sky is", " blue.", " red."),

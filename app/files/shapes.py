@@ -513,59 +513,99 @@ def modern(row: dict[str, Any]) -> dict[str, Any]:
     return made
 
 
-def known_part(value: Any, type_: Any, path: str = "") -> tuple[Any, set[str]]:
-    """A row as decoded without types, less the fields that its source does not know; and their names."""
-    struct, item = _parts(type_)
+def known_part(value: dict[str, Any], source: type[msgspec.Struct]) -> tuple[Any, set[str]]:
+    """A row as decoded without types, less the fields that its source does not know; and the names of those."""
     ignored: set[str] = set()
-    if isinstance(value, dict) and struct is not None:
-        known: dict[str, Any] = {}
-        for name, inner in value.items():
-            if name in struct and not isinstance(inner, dict | list):
-                known[name] = inner
-            elif name in struct:
-                known[name], more = known_part(inner, struct[name], f"{path}.{name}" if path else name)
-                ignored |= more
-            elif inner not in (None, ""):
-                ignored.add(f"{path}.{name}" if path else name)
-        return known, ignored
-    if isinstance(value, list) and item is not None:
-        parts = [known_part(inner, item, f"{path}[]") for inner in value]
-        return [part for part, _ in parts], ignored.union(*(more for _, more in parts))
-    return value, ignored
+    return _known_part(value, _knowledge(source), "", ignored), ignored
+
+
+class _Knowledge(NamedTuple):
+    """What is looked for in a value that may be an object, or a list."""
+
+    fields: dict[str, "_Knowledge | None"] | None
+    """Of the object, by name; None of those that have no objects in them."""
+    items: "_Knowledge | None"
 
 
 @functools.cache
-def _parts(type_: Any) -> tuple[dict[str, Any] | None, Any]:
-    """The fields of the struct, and the type of the list's items, that a type may be."""
-    kinds = get_args(type_) if get_origin(type_) in (Union, UnionType) else (type_,)
-    structs = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, msgspec.Struct)]
-    items = [get_args(kind)[0] for kind in kinds if get_origin(kind) is list]
-    fields = {field.encode_name: field.type for field in msgspec.structs.fields(structs[0])} if structs else None
-    return fields, items[0] if items else None
+def _knowledge(type_: Any) -> _Knowledge | None:
+    structs = [kind for kind in _kinds(type_) if isinstance(kind, type) and issubclass(kind, msgspec.Struct)]
+    lists = [get_args(kind)[0] for kind in _kinds(type_) if get_origin(kind) is list]
+    fields = {one.encode_name: _knowledge(one.type) for one in msgspec.structs.fields(structs[0])} if structs else None
+    items = _knowledge(lists[0]) if lists else None
+    return _Knowledge(fields, items) if structs or items else None
+
+
+def _known_part(value: Any, knowledge: _Knowledge | None, path: str, ignored: set[str]) -> Any:
+    if knowledge is None:
+        return value
+    if isinstance(value, dict) and knowledge.fields is not None:
+        known: dict[str, Any] = {}
+        for name, inner in value.items():
+            if name in knowledge.fields:
+                deeper = knowledge.fields[name]
+                known[name] = _known_part(inner, deeper, f"{path}{name}", ignored) if deeper else inner
+            elif inner not in (None, ""):
+                ignored.add(f"{path}{name}")
+        return known
+    if isinstance(value, list) and knowledge.items is not None:
+        return [_known_part(inner, knowledge.items, f"{path}[].", ignored) for inner in value]
+    return value
+
+
+def _kinds(type_: Any) -> tuple[Any, ...]:
+    """The members of a union, or the one type."""
+    return get_args(type_) if get_origin(type_) in (Union, UnionType) else (type_,)
+
+
+class _Column(NamedTuple):
+    """What a source makes of a column of text."""
+
+    name: str
+    may_be_empty: bool
+    is_bool: bool
+    is_text: bool
+
+
+@functools.cache
+def _columns(source: type[msgspec.Struct]) -> list[_Column]:
+    return [
+        _Column(
+            field.encode_name,
+            may_be_empty=field.required and str in _kinds(field.type),
+            is_bool=bool in _kinds(field.type),
+            is_text=str in _kinds(field.type),
+        )
+        for field in msgspec.structs.fields(source)
+    ]
 
 
 def from_cells(cells: Mapping[str, str], source: type[msgspec.Struct]) -> dict[str, Any]:
     """A row of a table whose cells are all text, with JSON read where the source wants no text. Raises `Unusable`."""
     row: dict[str, Any] = dict(cells)
-    for field in msgspec.structs.fields(source):
-        name, cell = field.encode_name, cells.get(field.encode_name)
+    for name, may_be_empty, is_bool, is_text in _columns(source):
+        cell = cells.get(name)
         if cell is None:
             continue
-        kinds = get_args(field.type) if get_origin(field.type) in (Union, UnionType) else (field.type,)
-        if not cell and (str not in kinds or not field.required):
-            del row[name]
-        elif bool in kinds:
+        if not cell:
+            if not may_be_empty:
+                del row[name]
+        elif is_bool:
             row[name] = _BOOLS.get(cell.strip().lower(), cell)
-        elif str not in kinds:
-            try:
-                row[name] = msgspec.json.decode(cell)
-            except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
-                quotes = " It has single quotes, as Python prints: write it with json.dumps." if "{'" in cell else ""
-                message = f"the cell of '{name}' is not JSON ({error}), which this column has to be.{quotes}"
-                raise Unusable(Code.NOT_JSON, message, name) from error
+        elif not is_text:
+            row[name] = _json_in(cell, name)
         elif _has_turns(maybe := value_of(cell)) or _has_roles(maybe):
             row[name] = maybe
     return row
+
+
+def _json_in(cell: str, column: str) -> Any:
+    try:
+        return msgspec.json.decode(cell)
+    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
+        quotes = " It has single quotes, as Python prints: write it with json.dumps." if "{'" in cell else ""
+        message = f"the cell of '{column}' is not JSON ({error}), which this column has to be.{quotes}"
+        raise Unusable(Code.NOT_JSON, message, column) from error
 
 
 _BOOLS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}

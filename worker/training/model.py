@@ -77,8 +77,8 @@ def require_rows_kept_apart(trainer: SFTTrainer) -> None:
 
     Which does is for each family's own code in transformers to say, so it is tried, in milliseconds: a row is computed
     alone, behind another row in a pack, and as what that other row goes on with. In a pack it must be what it is alone,
-    but for a tenth of what seeing the other row changes: of that, bf16 rounds away a five-hundredth in tiny models of
-    each family that `auto` packs for, and OPT, which sees other rows, comes to half.
+    but for a fiftieth of what seeing the other row changes. Of that, bf16 rounded away at most 0.0044 (30 layers) in
+    families that keep rows apart; of those that mix them RecurrentGemma came to 0.095 and OPT to half or more.
     """
     refusal = "with this base model the rows of a pack would see each other. Send packing: false."
     model = trainer.model
@@ -103,7 +103,7 @@ def require_rows_kept_apart(trainer: SFTTrainer) -> None:
         raise PackingNotSupported(f"{refusal} {str(error)[:500]}") from error
     finally:
         model.train(was_training)
-    if (packed - alone).abs().mean() > 0.1 * (going_on - alone).abs().mean():
+    if (packed - alone).abs().mean() > 0.02 * (going_on - alone).abs().mean():
         raise PackingNotSupported(refusal)
 
 

@@ -7,6 +7,7 @@ import fsspec
 from app.db import new_session
 from app.files import service as files
 from app.files import sources
+from app.files.judging import UNJUDGED, judge
 from app.files.models import File
 from app.settings import get_settings
 from app.storage import CHUNK, Incoming, get_storage
@@ -37,7 +38,7 @@ def fetch(claim: Claim, lease: Lease) -> Outcome:
         with storage.incoming() as incoming:
             _copy(source, incoming, lease)
             incoming.sync()
-            judgement = files.judge(incoming) if purpose == files.FINE_TUNE else files.Judgement()
+            judgement = judge(incoming.path) if purpose == files.FINE_TUNE else UNJUDGED
             return Arrived(storage.commit(incoming), judgement)
     except _Stopped as stopped:
         return stopped.outcome

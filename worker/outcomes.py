@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from app.files.service import Judgement
+from app.files.judging import Judgement
 from app.jobs.prepared import Prepared
 from app.registry.manifest import Manifest
 from app.storage import Blob

@@ -1,7 +1,7 @@
 """A multipart body on its way to storage: parsed as it streams, never held in memory, cut off when it trickles."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 
 from pydantic import ValidationError
@@ -36,11 +36,17 @@ class Form:
 class _ToIncoming(BaseTarget):  # type: ignore[misc]  # the library publishes no types
     """Hands a part's bytes on, up to a limit."""
 
-    def __init__(self, incoming: Incoming, param: str, max_bytes: int) -> None:
+    def __init__(
+        self, incoming: Incoming, param: str, max_bytes: int, begins: Callable[[], None] = lambda: None
+    ) -> None:
         super().__init__()
+        self._begins = begins
         self._incoming = incoming
         self._param = param
         self._max_bytes = max_bytes
+
+    def on_start(self) -> None:
+        self._begins()
 
     def on_data_received(self, chunk: bytes) -> None:
         if self._incoming.bytes + len(chunk) > self._max_bytes:
@@ -48,13 +54,24 @@ class _ToIncoming(BaseTarget):  # type: ignore[misc]  # the library publishes no
         self._incoming.write(chunk)
 
 
-async def receive(chunks: AsyncIterator[bytes], *, content_type: str, incoming: Incoming, max_bytes: int) -> Form:
+async def receive(
+    chunks: AsyncIterator[bytes],
+    *,
+    content_type: str,
+    incoming: Incoming,
+    max_bytes: int,
+    begins: Callable[[str | None], None] = lambda _: None,
+) -> Form:
     """Read a body with the parts `purpose`, `file` and perhaps `expires_after`.
 
-    Raises `InvalidRequest`, `TooLarge` or `TooSlow`.
+    `begins` is told when the file's bytes begin to come, with the purpose if that came before them. Raises
+    `InvalidRequest`, `TooLarge` or `TooSlow`.
     """
-    file = _ToIncoming(incoming, "file", max_bytes)
     fields = {name: ValueTarget(validator=MaxSizeValidator(64)) for name in FIELDS}
+    purpose = fields["purpose"]
+    file = _ToIncoming(
+        incoming, "file", max_bytes, lambda: begins(purpose.value.decode(errors="replace") if purpose.value else None)
+    )
     await _parse(chunks, content_type, {"file": file, **fields}, needed="'purpose' and 'file'")
     sent = {name: target.value.decode(errors="replace") for name, target in fields.items() if target.value}
     if file.multipart_filename is None:

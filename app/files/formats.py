@@ -264,21 +264,25 @@ def check(
     *,
     max_unpacked_bytes: int = MAX_UNPACKED_BYTES,
     patience: float | None = None,
+    somebody_waits: Callable[[], bool] = lambda: True,
 ) -> FileReport:
     """Read a file through. Never raises for what is in it.
 
-    With `patience`, no more than so many seconds are looked on after an error: who waits shall hear of it.
+    With `patience`, no more than so many seconds are looked on after an error, once `somebody_waits` to hear of it.
     """
     report = FileReport(read(file, method, max_unpacked_bytes=max_unpacked_bytes))
-    until = math.inf
+    wrong, until = False, math.inf
     for item in report.reading:
         if not isinstance(item, Finding):
             report.rows += 1
         else:
             report.add(item)
-            if patience is not None and item.severity == "error":
-                until = min(until, time.monotonic() + patience)
-        if until < math.inf and time.monotonic() > until:
+            wrong = wrong or (patience is not None and item.severity == "error")
+        if not wrong:
+            continue
+        if patience is not None and until == math.inf and somebody_waits():
+            until = time.monotonic() + patience
+        if time.monotonic() > until:
             report.broken_off_after = report.rows + report.bad_rows
             return report
     return report

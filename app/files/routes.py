@@ -14,6 +14,7 @@ from app import queue
 from app.auth import Project
 from app.errors import InvalidRequest, TooLarge
 from app.files import body, service
+from app.files.judging import Judging
 from app.files.models import File
 from app.files.schemas import FileDeleted, FileRead, FileSource
 from app.http import After, CallerDep, ListRead, Order, SessionDep, content_of, limit_query, list_of
@@ -64,12 +65,13 @@ async def upload_file(request: Request, caller: CallerDep, session: SessionDep) 
     if request.headers.get("content-type", "").startswith("application/json"):
         return await _announce(request, caller, session)
     storage = get_storage()
-    with storage.incoming() as incoming:
+    with storage.incoming() as incoming, Judging(incoming.path) as judging:
         form = await body.receive(
             request.stream(),
             content_type=request.headers.get("content-type", ""),
             incoming=incoming,
             max_bytes=get_settings().max_file_bytes,
+            begins=lambda purpose: judging.begin() if purpose in (None, service.FINE_TUNE) else None,
         )
 
         def enter(caller: Project, incoming: Incoming) -> File:
@@ -82,6 +84,7 @@ async def upload_file(request: Request, caller: CallerDep, session: SessionDep) 
                     filename=form.filename,
                     purpose=form.purpose,
                     expires_after=form.expires_after,
+                    judging=judging,
                 )
 
         return FileRead.of(await run_in_threadpool(enter, caller, incoming))

@@ -1,7 +1,6 @@
 """What a user can do with files."""
 
 import unicodedata
-from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
@@ -11,7 +10,8 @@ from sqlalchemy.orm import Session
 from app.auth import Project
 from app.db import let_rest, new_id
 from app.errors import InvalidRequest, NotFound, TooLarge
-from app.files import formats, sources
+from app.files import sources
+from app.files.judging import UNJUDGED, Judgement, Judging, judge
 from app.files.models import File
 from app.pages import Page, page_of
 from app.queue import PREPARE
@@ -27,18 +27,8 @@ FINE_TUNE = "fine-tune"
 RESULTS = "fine-tune-results"
 """Made by the service; nobody uploads one."""
 PURPOSES = ("assistants", "batch", FINE_TUNE, "vision", "user_data", "evals")
-PATIENCE = 0.5
-"""Seconds for which a file with an error is read on: whoever uploads it waits, and a report will list all."""
 BLOBS_LOCK = 0x66696C65
 """Advisory lock: shared while a blob gets its row, exclusive while blobs without rows are deleted."""
-
-
-@dataclass(frozen=True, slots=True)
-class Judgement:
-    """What a file's rows say of it: how many there are, or what is wrong with them; of other purposes nothing."""
-
-    rows: int | None = None
-    problem: str | None = None
 
 
 class SourceUnusable(Exception):
@@ -55,12 +45,13 @@ def receive(
     purpose: str,
     expires_after: int | None = None,
     reserved: int = 0,
+    judging: Judging | None = None,
 ) -> File:
     """Enter an upload that has arrived whole; a fine-tune file is read through and judged by its rows.
 
     A file with unusable rows is kept with status `error`, so that its owner sees which line is wrong. `expires_after`:
-    seconds; `reserved`: bytes that were announced for it. Raises `InvalidRequest`, or `TooLarge` for a file that there
-    is no room for.
+    seconds; `reserved`: bytes that were announced for it; `judging`: began while it arrived. Raises `InvalidRequest`,
+    or `TooLarge` for a file that there is no room for.
     """
     require_purpose(purpose)
     if incoming.bytes == 0:
@@ -68,7 +59,7 @@ def receive(
     _require_size(incoming.bytes, param="file")
     incoming.sync()
     # Before the first statement: a large file takes longer to read than a transaction may rest.
-    judgement = judge(incoming) if purpose == FINE_TUNE else Judgement()
+    judgement = (judging.end() if judging else judge(incoming.path)) if purpose == FINE_TUNE else UNJUDGED
     require_room(session, project, incoming.bytes, param="file", reserved=reserved)
     # Storing the bytes is a copy over the network where storage is a bucket, with this transaction open.
     let_rest(session)
@@ -140,13 +131,6 @@ def require_arrived(file: File) -> None:
             param="file_id",
             code="file_not_ready",
         )
-
-
-def judge(incoming: Incoming) -> Judgement:
-    """Read a fine-tune file through."""
-    with incoming.path.open("rb") as rows:
-        found = formats.check(rows, patience=PATIENCE)
-    return Judgement(problem=formats.summary(found)) if found.errors else Judgement(rows=found.rows)
 
 
 def require_purpose(purpose: str) -> None:
@@ -255,7 +239,7 @@ def _enter(
     *,
     purpose: str,
     filename: str,
-    judgement: Judgement = Judgement(),
+    judgement: Judgement = UNJUDGED,
 ) -> File:
     file = File(
         id=new_id("file-"),

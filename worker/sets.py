@@ -1,14 +1,16 @@
 """Rows of a prepared set, read out of storage by their number: what a preview shows is what a trainer reads."""
 
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
-import pyarrow as pa
 
 from app.files.findings import SEVERITY, Finding
 from app.files.report import PreparedFile, Report
 from app.storage import Blob, Storage
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 By = Literal["row", "line"]
 IGNORED = -100
@@ -33,8 +35,10 @@ def chosen(storage: Storage, report: Report, findings: Blob, asked: dict[str, li
 
 
 def _of_set(storage: Storage, name: str, made: PreparedFile, by: By, wanted: set[int]) -> dict[int, dict[str, Any]]:
+    from pyarrow import ipc  # with NumPy an eighth of a process's start, and only previews need it
+
     found: dict[int, dict[str, Any]] = {}
-    with storage.open(made.sha256) as file, pa.ipc.open_stream(file) as reader:
+    with storage.open(made.sha256) as file, ipc.open_stream(file) as reader:
         for batch in reader:
             if wanted <= found.keys():
                 break
@@ -44,7 +48,7 @@ def _of_set(storage: Storage, name: str, made: PreparedFile, by: By, wanted: set
     return found
 
 
-def _places(batch: pa.RecordBatch, by: By) -> Iterator[tuple[int, int]]:
+def _places(batch: "pa.RecordBatch", by: By) -> Iterator[tuple[int, int]]:
     """Where in a batch each row is, a pack's rows all where the pack is."""
     for at, numbers in enumerate(batch.column(f"{by}s").to_pylist()):
         for number in numbers:

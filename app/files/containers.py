@@ -18,9 +18,6 @@ from collections.abc import Generator, Iterator
 from enum import StrEnum
 from typing import Any, BinaryIO, Literal
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from app.files.findings import Code, Finding, Place, at
 
 MAX_ROW_BYTES = 10 * 1024 * 1024
@@ -238,6 +235,9 @@ class Contents:
         return (yield from self._ends_early(place)) if self._is_cut else True
 
     def _batches(self) -> Rows:
+        import pyarrow as pa  # with NumPy it is an eighth of a process's start, and few files need it
+        import pyarrow.parquet as pq
+
         row = 0
         with contextlib.ExitStack() as stack:
             source: Any = self._source

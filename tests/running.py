@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -41,14 +41,22 @@ class Service:
     process: subprocess.Popen[str]
     url: str
     first_line: str
+    _client: openai.OpenAI | None = None
 
     @property
     def key(self) -> str:
         return (self.home / "api-key").read_text().strip()
 
     def client(self) -> openai.OpenAI:
-        """The stock client."""
-        return openai.OpenAI(base_url=f"{self.url}/v1", api_key=self.key)
+        """The stock client; one, so that its connections are closed with the service."""
+        if self._client is None:
+            self._client = openai.OpenAI(base_url=f"{self.url}/v1", api_key=self.key)
+        return self._client
+
+    def close(self) -> None:
+        """Leave no connection open."""
+        if self._client is not None:
+            self._client.close()
 
     def upload(self, rows: list[dict[str, Any]], name: str = "rows.jsonl") -> str:
         """Rows as a fine-tune file; returns its id."""
@@ -166,7 +174,8 @@ def up(home: Path, *options: str, **environment: str) -> Iterator[Service]:
     first_line = process.stdout.readline()
     try:
         assert "finetuned is ready at http://" in first_line, first_line + process.stdout.read()
-        yield Service(home, process, first_line.split()[-1], first_line)
+        with closing(Service(home, process, first_line.split()[-1], first_line)) as service:
+            yield service
     finally:
         if process.poll() is None:
             process.send_signal(signal.SIGTERM)

@@ -11,7 +11,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import httpx
@@ -110,6 +110,13 @@ def refused(*options: str, within: float = 20, **environment: str) -> str:
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
     return done.stderr
+
+
+def catches(pid: int, number: signal.Signals) -> bool:
+    """Whether a process has a handler for a signal by now, as the kernel has it."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    mask = next(line.split()[1] for line in status.splitlines() if line.startswith("SigCgt:"))
+    return bool(int(mask, 16) >> (number - 1) & 1)
 
 
 def children_lock_is_free(home: Path) -> bool:
@@ -259,7 +266,8 @@ def test_everything_killed_at_the_same_moment_comes_back(own_home: Path) -> None
     with up_to_its_end(own_home) as first:
         key = first.key
         for process in [psutil.Process(first.process.pid), *descendants(first)]:
-            process.kill()
+            with suppress(psutil.NoSuchProcess):  # its parent is gone already, and took it along
+                process.kill()
     with up_to_its_end(own_home) as second:
         assert second.key == key
         assert second.get("/readyz")["status"] == "ok"
@@ -404,7 +412,7 @@ def test_the_parts_can_be_started_apart(session: Session, command: str) -> None:
     ) as part:
         me = psutil.Process(part.pid)
         wait_for(lambda: f"worker.{'main' if command == 'worker' else 'sweeper'}" in " ".join(me.cmdline()))
-        time.sleep(2)
+        wait_for(lambda: part.poll() is not None or catches(part.pid, signal.SIGTERM))
         assert part.poll() is None, part.stderr and part.stderr.read()
         part.terminate()
         assert part.wait(timeout=20) == 0

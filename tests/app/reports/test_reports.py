@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import httpx
@@ -23,10 +23,10 @@ def made(ask: Callable[[], httpx.Response], seconds: float = 60) -> httpx.Respon
 
 
 @pytest.fixture(scope="module")
-def api(service: running.Service) -> httpx.Client:
-    return httpx.Client(
-        base_url=service.url, headers={"Authorization": f"Bearer {service.key}"}, timeout=30, trust_env=False
-    )
+def api(service: running.Service) -> Iterator[httpx.Client]:
+    headers = {"Authorization": f"Bearer {service.key}"}
+    with httpx.Client(base_url=service.url, headers=headers, timeout=30, trust_env=False) as client:
+        yield client
 
 
 def upload(api: httpx.Client, content: bytes, name: str = "rows.jsonl") -> str:

@@ -20,8 +20,9 @@ check: setup
 	$(BIN)/lint-imports
 	$(BIN)/pytest -q tests/test_migrations.py
 
+# Two at a time, each with servers of its own; a file stays with one of them.
 test: setup
-	$(BIN)/pytest -m "not clients and not long"
+	$(BIN)/pytest -n 2 --dist loadfile -m "not clients and not long"
 
 # With what installs more than `make setup` does, the stock clients in their versions, and with what takes longer.
 test-all: setup

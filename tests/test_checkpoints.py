@@ -139,7 +139,7 @@ def _continue(service: Service, rows: str, model: str, **extra: Any) -> Any:
     return service.finished(job.id)
 
 
-@pytest.mark.parametrize("tuning", ["lora", "qlora"])
+@pytest.mark.parametrize("tuning", ["lora", pytest.param("qlora", marks=pytest.mark.long)])
 def test_a_job_goes_on_from_a_checkpoint_on_its_own_base(
     service: Service, trained: Any, rows: str, tuning: str, tmp_path: Path
 ) -> None:

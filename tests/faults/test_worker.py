@@ -88,7 +88,7 @@ def assert_trained_once(service: Service, job_id: str, *, resumed_from: int, ste
     assert result["metrics"]["steps"] == steps
 
 
-@pytest.mark.parametrize("victim", ["main process", "pool child"])
+@pytest.mark.parametrize("victim", ["main process", pytest.param("pool child", marks=pytest.mark.long)])
 def test_a_job_survives_its_killed_worker_and_goes_on_from_its_last_checkpoint(
     service: Service, rows: str, victim: str
 ) -> None:
@@ -189,7 +189,7 @@ def test_a_worker_told_to_end_hands_its_job_on_with_no_step_lost(service: Servic
     assert counted == [(0,), (0,)]
 
 
-@pytest.mark.parametrize("place", ["after_manifest", "before_success"])
+@pytest.mark.parametrize("place", ["after_manifest", pytest.param("before_success", marks=pytest.mark.long)])
 def test_a_published_result_is_registered_by_the_next_worker_and_not_trained_again(
     service: Service, rows: str, place: str
 ) -> None:

@@ -127,6 +127,7 @@ def test_a_bucket_that_does_not_answer_is_tried_again(
     client: TestClient, session: Session, allowed: None, set_settings: SetSettings
 ) -> None:
     options = {"s3": {"key": "x", "secret": "x", "client_kwargs": {"endpoint_url": "http://127.0.0.1:9"}}}
+    options["s3"]["config_kwargs"] = {"retries": {"max_attempts": 1}}
     set_settings(source_options=json.dumps(options))
     file_id = announce(client, "s3://team/data/rows.jsonl").json()["id"]
 

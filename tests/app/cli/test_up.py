@@ -104,7 +104,7 @@ def refused(*options: str, within: float = 20, **environment: str) -> str:
         text=True,
         timeout=within,
         check=False,
-        env={**os.environ, "FINETUNED_DATABASE_URL": "", "FINETUNED_BROKER_URL": "", **environment},
+        env=without_servers() | environment,
     )
     assert done.returncode == 1, done
     assert "Traceback" not in done.stderr
@@ -119,6 +119,11 @@ def catches(pid: int, number: signal.Signals) -> bool:
     return bool(int(mask, 16) >> (number - 1) & 1)
 
 
+def without_servers() -> dict[str, str]:
+    """The environment of an `up` that shall start its own, whichever servers other tests of this process have."""
+    return {**os.environ, "FINETUNED_DATABASE_URL": "", "FINETUNED_BROKER_URL": ""}
+
+
 def children_lock_is_free(home: Path) -> bool:
     """Every child of an `up` inherits this lock: free means that none is left, whatever it is called by now."""
     with (home / "children.lock").open() as file:
@@ -129,7 +134,7 @@ def children_lock_is_free(home: Path) -> bool:
         return True
 
 
-def test_the_first_start_makes_a_key_that_only_its_owner_can_read(own_home: Path) -> None:
+def test_the_first_start_makes_a_key_for_its_owner_and_a_second_leaves_it_alone(own_home: Path) -> None:
     with up_to_its_end(own_home) as service:
         assert stat.S_IMODE((own_home / "api-key").stat().st_mode) == 0o600
         assert service.key.startswith("ft-")
@@ -137,17 +142,13 @@ def test_the_first_start_makes_a_key_that_only_its_owner_can_read(own_home: Path
         assert service.get("/readyz") == {"status": "ok", "database": "ok", "broker": "ok", "workers": 2}
         assert httpx.get(f"{service.url}/v1/workers", trust_env=False).status_code == 401
 
-
-def test_a_second_up_says_where_the_first_is_and_leaves_it_alone(own_home: Path) -> None:
-    with up_to_its_end(own_home) as service:
         said = refused("up", "--home", str(own_home), "--port", "0")
-
         assert said == f"finetuned is already running on {own_home} (pid {service.process.pid}) at {service.url}\n"
         assert service.get("/readyz")["status"] == "ok"
         assert (own_home / "url").read_text() == service.url
 
 
-def test_every_part_that_is_killed_is_named_and_started_again(own_home: Path) -> None:
+def test_every_part_that_is_killed_is_named_and_started_again_and_requests_wait_for_it(own_home: Path) -> None:
     with up_to_its_end(own_home) as service:
         lines = Lines(service)
         for part in PARTS:
@@ -158,21 +159,17 @@ def test_every_part_that_is_killed_is_named_and_started_again(own_home: Path) ->
             wait_for(lambda part=part: lines.has(f"{part} ended (killed by SIGKILL); starting it again in 0.5 s"))
             wait_for(lambda part=part, old=victim: (new := find(service, part)) and new != old)
             wait_for(lambda its_own=its_own: not left(its_own), 10)
-        job = service.finished(submit(service))
-        assert job.status == "succeeded", job.error
 
-
-def test_a_request_made_while_the_api_is_down_waits_for_it(own_home: Path) -> None:
-    with up_to_its_end(own_home) as service:
         api = find(service, "api")
         assert api is not None
         api.kill()
         api.wait(5)
+        assert service.get("/healthz") == {"status": "ok"}  # which waited for the next one
+        job = service.finished(submit(service))
+        assert job.status == "succeeded", job.error
 
-        assert service.get("/healthz") == {"status": "ok"}
 
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, pytest.param(signal.SIGHUP, marks=pytest.mark.long)])
 def test_a_signal_ends_all_of_it_in_order_and_leaves_nothing(own_home: Path, number: signal.Signals) -> None:
     with (
         up_to_its_end(own_home, standby=True) as service,
@@ -221,7 +218,7 @@ def test_a_second_ctrl_c_kills_at_once(own_home: Path) -> None:
         assert left(family) == []
 
 
-def test_a_kill_of_up_takes_everything_along_and_the_next_one_finds_keys_and_jobs(own_home: Path) -> None:
+def test_a_kill_of_up_or_of_everything_loses_no_key_job_or_model(own_home: Path) -> None:
     with up_to_its_end(own_home) as first:
         key = first.key
         job_id = submit(first)
@@ -230,6 +227,9 @@ def test_a_kill_of_up_takes_everything_along_and_the_next_one_finds_keys_and_job
         first.process.kill()
         # No wait: the next one does that itself.
         with up_to_its_end(own_home) as second:
+            # The table of workers still names those that were killed a moment ago as alive: it is not ready by them.
+            mine = {process.pid for process in descendants(second)}
+            assert {worker["pid"] for worker in second.get("/v1/workers")["data"]} <= mine
             # A trainer that had only just begun may still finish its imports before it looks for its parent.
             wait_for(lambda: not left(family), 10)
             assert second.key == key
@@ -239,9 +239,12 @@ def test_a_kill_of_up_takes_everything_along_and_the_next_one_finds_keys_and_job
             job = second.finished(job_id)
             assert job.status == "succeeded", job.error
             model = job.fine_tuned_model
-            second.process.kill()
-        wait_for(lambda: children_lock_is_free(own_home), 10)
+            for process in [psutil.Process(second.process.pid), *descendants(second)]:
+                with suppress(psutil.NoSuchProcess):  # its parent is gone already, and took it along
+                    process.kill()
         with up_to_its_end(own_home) as third:
+            assert third.key == key
+            assert third.get("/readyz")["status"] == "ok"
             assert model in [entry["id"] for entry in third.get("/v1/models")["data"]]
 
 
@@ -251,7 +254,10 @@ def test_leftovers_of_an_earlier_up_are_waited_for(own_home: Path) -> None:
         fcntl.flock(leftover, fcntl.LOCK_EX)  # as a child that is still ending holds it
         before = log.stat().st_size
         process = subprocess.Popen(
-            [*FINETUNED, "up", "--home", str(own_home), "--port", "0"], stdout=subprocess.PIPE, text=True
+            [*FINETUNED, "up", "--home", str(own_home), "--port", "0"],
+            stdout=subprocess.PIPE,
+            text=True,
+            env=without_servers(),
         )
         time.sleep(3)
         assert process.poll() is None
@@ -260,26 +266,6 @@ def test_leftovers_of_an_earlier_up_are_waited_for(own_home: Path) -> None:
         assert process.stdout is not None
         assert "finetuned is ready" in process.stdout.readline()
         process.terminate()
-
-
-def test_everything_killed_at_the_same_moment_comes_back(own_home: Path) -> None:
-    with up_to_its_end(own_home) as first:
-        key = first.key
-        for process in [psutil.Process(first.process.pid), *descendants(first)]:
-            with suppress(psutil.NoSuchProcess):  # its parent is gone already, and took it along
-                process.kill()
-    with up_to_its_end(own_home) as second:
-        assert second.key == key
-        assert second.get("/readyz")["status"] == "ok"
-
-
-def test_it_is_not_ready_before_its_own_workers_are(own_home: Path) -> None:
-    """The table of workers still names those of an `up` killed a moment ago as alive."""
-    with up_to_its_end(own_home) as first:
-        first.process.kill()
-    with up_to_its_end(own_home) as second:
-        mine = {process.pid for process in descendants(second)}
-        assert {worker["pid"] for worker in second.get("/v1/workers")["data"]} <= mine
 
 
 def test_odd_paths_a_v6_address_and_two_workers_work(tmp_path: Path) -> None:
@@ -304,7 +290,10 @@ def test_a_signal_while_it_starts_ends_it_too(own_home: Path) -> None:
     (own_home / "url").write_text("http://127.0.0.1:1")  # as one that was killed leaves it
     log = (own_home / "logs" / "postgres.log").stat().st_size
     process = subprocess.Popen(
-        [*FINETUNED, "up", "--home", str(own_home), "--port", "0"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        [*FINETUNED, "up", "--home", str(own_home), "--port", "0"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env=without_servers(),
     )
     with process:
         wait_for(lambda: (own_home / "logs" / "postgres.log").stat().st_size > log)
@@ -321,7 +310,7 @@ def test_a_part_that_never_comes_up_is_told_with_its_last_words(own_home: Path) 
         [*FINETUNED, "up", "--home", str(own_home), "--port", "0"],
         stdout=subprocess.PIPE,
         text=True,
-        env={**os.environ, "FINETUNED_STORAGE_URL": "nosuch://place", "FINETUNED_DATABASE_URL": ""},
+        env=without_servers() | {"FINETUNED_STORAGE_URL": "nosuch://place"},
     ) as process:
         assert process.stdout is not None
         told = [process.stdout.readline() for _ in range(3)]
@@ -376,7 +365,7 @@ def test_root_without_user_namespaces_learns_what_to_do(tmp_path: Path) -> None:
         capture_output=True,
         text=True,
         check=False,
-        env={**os.environ, "FINETUNED_DATABASE_URL": ""},
+        env=without_servers(),
     )
 
     assert done.returncode == 1

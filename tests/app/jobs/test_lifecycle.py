@@ -141,7 +141,14 @@ WISHES: dict[str, tuple[Callable[[Session, Job], Job], Callable[[Session, Claim]
 """By the status that jobs shall have: what a user wishes, and what a worker does that has heard it."""
 
 
-@pytest.mark.parametrize(("status", "races"), [("cancelled", 500), ("paused", 100)])
+@pytest.mark.parametrize(
+    ("status", "races"),
+    [
+        ("cancelled", 100),
+        ("paused", 100),
+        pytest.param("cancelled", 500, marks=pytest.mark.long),
+    ],
+)
 def test_a_wish_against_a_claim_has_one_outcome(session: Session, project: Project, status: str, races: int) -> None:
     """Both begin at the same moment, of each job, and each has won some races at the end."""
     wish, obey = WISHES[status]

@@ -230,6 +230,7 @@ def test_getting_ready_by_hand_goes_on_where_it_was_broken_off(make_job: Any) ->
     assert (work_dir / "prepared.json").stat().st_mtime_ns == prepared_at
 
 
+@pytest.mark.long  # and it needs a core that nobody else uses
 def test_a_standby_leaves_the_cores_to_others_until_one_is_free_or_it_has_a_job(standby: Any, make_job: Any) -> None:
     busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(os.cpu_count() or 1)]
     try:

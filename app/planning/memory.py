@@ -1,0 +1,425 @@
+"""How much device memory a training step takes at its peak: a closed formula over shapes. Bytes throughout.
+
+Nothing in it is fitted to measurements. Each term is a tensor that PyTorch or a library is known to hold, at one of
+four moments: while the loss is computed, while the last and the first block are differentiated, and while the
+optimizer steps. The estimate is the largest of the four. What autograd saves of a block was read off the code of
+transformers, PEFT, litgpt and torchtune, and is held against real training steps in `tests/planning`.
+"""
+
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+Role = Literal["q", "k", "v", "o", "gate", "up", "down", "head"]
+"""A linear layer of a decoder; `up` and `down` alone where the MLP has no gate."""
+Weights = Literal["fp32", "bf16", "fp16", "int8", "nf4", "nf4_double"]
+ATTENTION: tuple[Role, ...] = ("q", "k", "v", "o")
+MLP: tuple[Role, ...] = ("gate", "up", "down")
+
+NF4 = 0.5 + 4 / 64
+"""Bytes a parameter: four bits, and an fp32 constant for each block of 64 (QLoRA, Dettmers et al. 2023, section 3)."""
+NF4_DOUBLE = 0.5 + 1 / 64 + 4 / (64 * 256)
+"""The same with constants of eight bits, 256 of which share an fp32 one: 0.516."""
+BYTES = {"fp32": 4.0, "bf16": 2.0, "fp16": 2.0, "int8": 1.0, "nf4": NF4, "nf4_double": NF4_DOUBLE}
+
+FULL_LOSS = 12.0
+"""Bytes a logit in fp32 cross-entropy's backward: the log-probabilities, their gradient, and that of the logits."""
+CONTEXT_BYTES = 500 * 1024**2
+"""Of a CUDA context, which PyTorch does not count: 0.3 to 1 GB by GPU and driver."""
+SLACK = 0.05
+"""Of what comes and goes in a step: blocks that the caching allocator holds and cannot use (3 to 8 % as published)."""
+ROUNDS = 2 * 1024**2
+"""The caching allocator's large blocks are multiples of so many bytes."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelShape:
+    """A decoder, dense or of experts."""
+
+    hidden_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    intermediate_size: int
+    vocab_size: int
+    tied_embeddings: bool = False
+    gated_mlp: bool = True
+    norm: Literal["rms", "layer"] = "rms"
+    num_experts: int = 0
+    """0: dense. The router and each expert's MLP are in every block."""
+    experts_per_token: int = 0
+    total_params: int | None = None
+    """Where it is known; else what the shapes make."""
+
+    @property
+    def query_size(self) -> int:
+        """Of all heads' queries."""
+        return self.num_heads * self.head_dim
+
+    @property
+    def kv_size(self) -> int:
+        """Of the keys of all groups, and of their values."""
+        return self.num_kv_heads * self.head_dim
+
+    def linear(self, role: Role) -> tuple[int, int]:
+        """Inputs and outputs of a linear layer."""
+        return {
+            "q": (self.hidden_size, self.query_size),
+            "k": (self.hidden_size, self.kv_size),
+            "v": (self.hidden_size, self.kv_size),
+            "o": (self.query_size, self.hidden_size),
+            "gate": (self.hidden_size, self.intermediate_size),
+            "up": (self.hidden_size, self.intermediate_size),
+            "down": (self.intermediate_size, self.hidden_size),
+            "head": (self.hidden_size, self.vocab_size),
+        }[role]
+
+    @property
+    def mlp(self) -> tuple[Role, ...]:
+        """The layers that its MLP has."""
+        return MLP if self.gated_mlp else ("up", "down")
+
+    @property
+    def block_params(self) -> int:
+        """Parameters of the linear layers of one block; those of all experts."""
+        attention = sum(_size(self, role) for role in ATTENTION)
+        mlp = sum(_size(self, role) for role in self.mlp)
+        return attention + mlp * max(1, self.num_experts) + self.hidden_size * self.num_experts
+
+    @property
+    def vocabulary_params(self) -> int:
+        """Of the embeddings, or of the output layer."""
+        return self.vocab_size * self.hidden_size
+
+    @property
+    def params(self) -> int:
+        """All of them."""
+        if self.total_params is not None:
+            return self.total_params
+        norms = (2 * self.num_layers + 1) * self.hidden_size * (1 if self.norm == "rms" else 2)
+        vocabulary = self.vocabulary_params * (1 if self.tied_embeddings else 2)
+        return self.block_params * self.num_layers + vocabulary + norms
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingSetup:
+    """How it is trained: the conditions of a step, and the habits of the libraries that take it."""
+
+    tuning: Literal["full", "lora", "qlora"]
+    micro_batch: int
+    length: int
+    """Tokens of a row, or of a pack."""
+    weights: Weights = "bf16"
+    """How the base lies in memory; of 4 and 8 bits, embeddings, norms and the output layer have 16."""
+    head_quantized: bool = False
+    """Whether the output layer has so few bits too, as in litgpt."""
+    compute: Literal["fp32", "bf16", "fp16"] = "bf16"
+    autocast: bool = False
+    """Whether linear layers compute in 16 bits under weights of 32, which keeps a copy of each weight in 16."""
+    trained: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """How trained parameters and their gradients lie in memory."""
+    state_bytes: float = 8.0
+    """Optimizer states a trained parameter: 8 for Adam in fp32, 4 in bf16, some 2 in 8 bits."""
+    step_bytes: float = 0.0
+    """What a step of the optimizer holds beside them, a trained parameter: the square root of the second moment in
+    torch's foreach AdamW, so half of the states; nothing where it is fused, or goes layer by layer."""
+    states_in_host_memory: bool = False
+    """Paged states, or an offloaded optimizer."""
+    optimizer_in_backward: bool = False
+    """Each gradient is used and freed as soon as it is there."""
+    accumulates: bool = False
+    """More than one micro-batch a step: gradients lie there while the next one runs."""
+    rank: int = 0
+    targets: frozenset[Role] = frozenset()
+    dropout: bool = False
+    use_dora: bool = False
+    trains_vocabulary: bool = False
+    """`modules_to_save` with the embeddings and the output layer: copies of both, trained whole."""
+    checkpointing: bool = False
+    offloads_activations: bool = False
+    """The inputs of blocks wait in host memory."""
+    attention: Literal["flash", "eager"] = "flash"
+    """Whether scores are kept; SDPA keeps none where there is no mask of floats."""
+    repeats_kv: bool = False
+    """Keys and values are copied for each query head."""
+    fused_qkv: bool = False
+    """One layer makes all three, so that its whole output stays as long as the values do."""
+    loss_bytes: float = FULL_LOSS
+    """A logit, at the worst moment."""
+    kept_logit_bytes: float = 0.0
+    """A logit that somebody holds while the loss is differentiated: its 2 bytes, or 4 where they were made fp32."""
+    loss_rows: float = 1.0
+    """Share of the tokens that logits are computed for."""
+    compiled: bool = False
+    """Fused pointwise kernels compute again in the backward what is cheap."""
+    unties_embeddings: bool = False
+    """The output layer is a copy of embeddings that the model's files hold once."""
+    quantized_inputs_kept: bool = False
+    """4-bit layers keep their input though nothing needs it, as those of bitsandbytes before 0.43 did."""
+    buckets: bool = False
+    """Gradients lie there twice, the second time in the buckets of DistributedDataParallel."""
+    shards: int = 1
+    """GPUs that weights, gradients and states are spread over (FSDP, ZeRO-3)."""
+    reserved: bool = False
+    """Count what the allocator reserves, not only what tensors take."""
+    context: bool = False
+    """Count the CUDA context, as `nvidia-smi` does."""
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryEstimate:
+    """Bytes at the peak, and what they are."""
+
+    moment: Literal["loss", "last block", "first block", "optimizer"]
+    weights: float
+    quantization: float
+    """Constants of 4-bit weights."""
+    adapter: float
+    """Trained parameters that are no base weights."""
+    gradients: float
+    optimizer: float
+    activations: float
+    loss: float
+    """Logits and what their loss holds."""
+    temporary: float
+    slack: float = 0.0
+    context: float = 0.0
+    by_moment: dict[str, float] = field(default_factory=dict)
+    """The sum at each of the four, without slack and context."""
+
+    @property
+    def total(self) -> float:
+        """All of it."""
+        held = self.weights + self.quantization + self.adapter + self.gradients + self.optimizer
+        return held + self.activations + self.loss + self.temporary + self.slack + self.context
+
+
+def trained_params(shape: ModelShape, setup: TrainingSetup) -> int:
+    """How many parameters move. Of LoRA (Hu et al. 2021): rank × (inputs + outputs) of each target."""
+    if setup.tuning == "full":
+        return shape.params + _untied(shape, setup)
+    per_block = sum(_adapter(shape, setup, role) for role in setup.targets if role in (*ATTENTION, *shape.mlp))
+    head = _adapter(shape, setup, "head") if "head" in setup.targets else 0
+    tied = shape.tied_embeddings and not setup.unties_embeddings
+    saved = shape.vocabulary_params * (1 if tied else 2) if setup.trains_vocabulary else 0
+    return per_block * shape.num_layers + head + saved
+
+
+def estimate(shape: ModelShape, setup: TrainingSetup) -> MemoryEstimate:
+    """The peak of one training step on one GPU, after the first, so that the optimizer has its states."""
+    trained = trained_params(shape, setup)
+    weights, constants = _weights(shape, setup)
+    adapter = 0.0 if setup.tuning == "full" else trained * BYTES[setup.trained]
+    states = 0.0 if setup.states_in_host_memory else trained * setup.state_bytes
+    gradients = trained * BYTES[setup.trained] * (2 if setup.buckets else 1)
+    largest = _largest_gradient(shape, setup)
+    shards = setup.shards
+    gathered = _gathered(shape, setup)
+    weights, constants, adapter, states, gradients = (
+        part / shards for part in (weights, constants, adapter, states, gradients)
+    )
+    if setup.optimizer_in_backward:
+        gradients = largest
+    early = gradients if setup.accumulates else min(gradients, largest)
+
+    tokens = setup.micro_batch * setup.length
+    block = tokens * _block(shape, setup)
+    boundary = tokens * _boundary(shape, setup)
+    ends = tokens * _ends(shape, setup)
+    copies = _copies(shape, setup)
+    kept = boundary * shape.num_layers if setup.checkpointing else block * shape.num_layers
+    if setup.offloads_activations and setup.checkpointing:
+        kept = 2 * boundary  # the one in use, and the next on its way
+    working = tokens * _gradients_of_block(shape, setup) + gathered + _unpacked(shape, setup)
+    again = block if setup.checkpointing else 0.0
+    loss = tokens * setup.loss_rows * shape.vocab_size
+    logits = loss * setup.kept_logit_bytes
+    loss_bytes = loss * setup.loss_bytes + logits
+
+    held = {"weights": weights, "quantization": constants, "adapter": adapter, "optimizer": states}
+    moments: dict[Literal["loss", "last block", "first block", "optimizer"], dict[str, float]] = {
+        "loss": {
+            "gradients": gradients if setup.accumulates else 0.0,
+            "activations": kept + ends + copies,
+            "loss": loss_bytes,
+            "temporary": gathered,
+        },
+        "last block": {
+            "gradients": early,
+            "activations": kept + again + copies,
+            "loss": logits,
+            "temporary": working,
+        },
+        "first block": {
+            "gradients": gradients,
+            "activations": (boundary if setup.checkpointing else block) + again + copies / shape.num_layers,
+            "loss": logits,
+            "temporary": working,
+        },
+        "optimizer": {
+            "gradients": gradients,
+            "activations": 0.0,
+            "loss": 0.0,
+            "temporary": 0.0 if setup.optimizer_in_backward else trained * setup.step_bytes / shards,
+        },
+    }
+    sums = {name: sum(held.values()) + sum(parts.values()) for name, parts in moments.items()}
+    moment = max(sums, key=lambda name: sums[name])
+    parts = moments[moment]
+    found = MemoryEstimate(moment=moment, **held, **parts, by_moment={str(name): one for name, one in sums.items()})
+    if setup.reserved:
+        comes_and_goes = parts["activations"] + parts["loss"] + parts["temporary"] + parts["gradients"]
+        found = replace(found, slack=SLACK * comes_and_goes)
+    return replace(found, context=float(CONTEXT_BYTES)) if setup.context else found
+
+
+def _size(shape: ModelShape, role: Role) -> int:
+    inputs, outputs = shape.linear(role)
+    return inputs * outputs
+
+
+def _adapter(shape: ModelShape, setup: TrainingSetup, role: Role) -> int:
+    inputs, outputs = shape.linear(role)
+    experts = max(1, shape.num_experts) if role in MLP else 1
+    magnitude = outputs if setup.use_dora else 0  # DoRA, Liu et al. 2024: one number an output
+    return (setup.rank * (inputs + outputs) + magnitude) * experts
+
+
+def _untied(shape: ModelShape, setup: TrainingSetup) -> int:
+    return shape.vocabulary_params if shape.tied_embeddings and setup.unties_embeddings else 0
+
+
+def _weights(shape: ModelShape, setup: TrainingSetup) -> tuple[float, float]:
+    """The base's, and of 4-bit ones the constants."""
+    params = shape.params + _untied(shape, setup)
+    if setup.weights not in ("nf4", "nf4_double", "int8"):
+        return params * BYTES[setup.weights], 0.0
+    few = shape.block_params * shape.num_layers
+    if setup.head_quantized and (setup.unties_embeddings or not shape.tied_embeddings):
+        few += shape.vocabulary_params
+    packed = 1.0 if setup.weights == "int8" else 0.5
+    return few * packed + (params - few) * 2.0, few * (BYTES[setup.weights] - packed)
+
+
+def _largest_gradient(shape: ModelShape, setup: TrainingSetup) -> float:
+    """Of one parameter: the output layer's comes first, and is the largest in most models."""
+    if setup.tuning == "full" or setup.trains_vocabulary:
+        return max(shape.vocabulary_params, _size(shape, "up")) * BYTES[setup.trained]
+    return 0.0
+
+
+def _gathered(shape: ModelShape, setup: TrainingSetup) -> float:
+    """Whole weights of two blocks where they are spread: the one in use, and the next on its way."""
+    if setup.shards == 1:
+        return 0.0
+    return 2 * shape.block_params * BYTES[setup.weights]
+
+
+def _unpacked(shape: ModelShape, setup: TrainingSetup) -> float:
+    """A layer's weights in 16 bits, which 4-bit ones are unpacked to for each use."""
+    if setup.weights not in ("nf4", "nf4_double"):
+        return 0.0
+    return max(_size(shape, role) for role in (*ATTENTION, *shape.mlp)) * 2.0
+
+
+def _copies(shape: ModelShape, setup: TrainingSetup) -> float:
+    """Under autocast: of each weight in 16 bits, held by the graph; with checkpointing of one block at a time."""
+    if not setup.autocast:
+        return 0.0
+    blocks = 1 if setup.checkpointing else shape.num_layers
+    return (shape.block_params * blocks + shape.vocabulary_params) * 2.0
+
+
+def _stream(setup: TrainingSetup) -> float:
+    """Bytes a number of what goes from block to block: under autocast what the embeddings have."""
+    return 4.0 if setup.autocast else BYTES[setup.compute]
+
+
+def _boundary(shape: ModelShape, setup: TrainingSetup) -> float:
+    """Bytes a token that checkpointing keeps of a block: its input."""
+    return shape.hidden_size * _stream(setup)
+
+
+def _ends(shape: ModelShape, setup: TrainingSetup) -> float:
+    """Bytes a token before the first and after the last block: the last norm, and the output layer's input."""
+    norm = _norm(shape, setup)
+    trained = setup.tuning == "full" or setup.trains_vocabulary or "head" in setup.targets
+    return norm + shape.hidden_size * BYTES[setup.compute] * (2 if trained else 1)
+
+
+def _norm(shape: ModelShape, setup: TrainingSetup) -> float:
+    """Bytes a token that a norm keeps."""
+    width, compute = shape.hidden_size, BYTES[setup.compute]
+    if setup.compiled or shape.norm == "layer":
+        return width * _stream(setup)  # its input, which is the residual
+    kept = 4.0 * width  # RMSNorm computes in fp32, and keeps that copy
+    if setup.tuning == "full":
+        kept += width * compute  # for its weight's gradient
+    return kept
+
+
+def _block(shape: ModelShape, setup: TrainingSetup) -> float:
+    """Bytes a token that autograd keeps of one block."""
+    compute = BYTES[setup.compute]
+    query, kv = shape.query_size, shape.query_size if setup.repeats_kv else shape.kv_size
+    kept = 2 * _norm(shape, setup)
+    kept += _input(shape, setup, ("q", "k", "v"))
+    kept += (2 * query + 2 * kv) * compute + 4 * shape.num_heads  # what attention keeps, and the sums of its scores
+    if setup.fused_qkv and not (setup.repeats_kv and shape.kv_size != query):
+        kept += (query + shape.kv_size) * compute
+    if setup.attention == "eager":
+        kept += shape.num_heads * setup.length * (4 + 2 * compute)  # softmax in fp32, in 16 bits, and with dropout
+    if setup.tuning != "full":
+        kept += _input(shape, setup, ("o",), already=True)
+    return kept + _mlp(shape, setup)
+
+
+def _mlp(shape: ModelShape, setup: TrainingSetup) -> float:
+    compute = BYTES[setup.compute]
+    width = shape.intermediate_size * compute
+    opens: tuple[Role, ...] = ("gate", "up") if shape.gated_mlp else ("up",)
+    # Compiled, the activation is computed again; the product is not, where a weight's gradient needs it.
+    each = (3 if shape.gated_mlp and not setup.compiled else len(opens)) * width + _input(shape, setup, ("down",))
+    each += _input(shape, setup, opens)
+    if not shape.num_experts:
+        return each
+    # Each token's row is copied to each of its experts, and weighed when it comes back.
+    routed = each + 2 * shape.hidden_size * compute
+    return shape.experts_per_token * routed + shape.num_experts * (4.0 + compute)
+
+
+def _input(shape: ModelShape, setup: TrainingSetup, roles: tuple[Role, ...], *, already: bool = False) -> float:
+    """Bytes a token that layers with the same input keep of it; `already`: as it is, it is kept in any case."""
+    compute = BYTES[setup.compute]
+    width = shape.linear(roles[0])[0]
+    if setup.tuning == "full":
+        return width * compute
+    if setup.quantized_inputs_kept:
+        return (0.0 if already else width * compute) + _adapters(shape, setup, roles, already=True)
+    return _adapters(shape, setup, roles, already=already)
+
+
+def _adapters(shape: ModelShape, setup: TrainingSetup, roles: tuple[Role, ...], *, already: bool) -> float:
+    """The same for what adapters keep of it, and in their middle."""
+    compute = BYTES[setup.compute]
+    width = shape.linear(roles[0])[0]
+    hit = [role for role in roles if role in setup.targets]
+    if not hit:
+        return 0.0
+    adapters = len(hit) * setup.rank * BYTES[setup.trained]
+    if setup.use_dora:  # the gradient of the magnitude needs what the layer and the adapter made
+        adapters += sum(shape.linear(role)[1] for role in hit) * (compute + BYTES[setup.trained])
+    inputs = 1 if setup.fused_qkv and roles[0] == "q" else len(hit)
+    computed = compute if setup.autocast else BYTES[setup.trained]
+    if setup.dropout:  # for each its own: what is left, and the mask
+        return adapters + inputs * width * (computed + 1)
+    if computed > compute:  # PEFT computes adapters in their own type: a copy for each
+        return adapters + inputs * width * computed
+    return adapters + (0.0 if already else width * compute)
+
+
+def _gradients_of_block(shape: ModelShape, setup: TrainingSetup) -> float:
+    """Bytes a token while a block is differentiated: gradients of the MLP's middle, and of the residual."""
+    compute = BYTES[setup.compute]
+    middle = shape.intermediate_size * (3 if shape.gated_mlp else 2) * max(1, shape.experts_per_token)
+    return middle * compute + 2 * shape.hidden_size * _stream(setup)

@@ -1,0 +1,207 @@
+"""Published peaks of GPU memory against the formula: `python -m benchmarks.memory FILE.csv`.
+
+Each row of the file is a run whose conditions are known, columns as in `vram-calibration.csv`. Prints a row's published
+peak, the formula's, and their ratio; then quantiles of the error, for the rows that are complete (`core`) and for all.
+What is read here is what a column says of the run, never which number would fit.
+"""
+
+import csv
+import re
+import statistics
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+from app.planning.memory import FULL_LOSS, ModelShape, Role, TrainingSetup, Weights, estimate
+
+GIB = 1024**3
+Row = Mapping[str, str]
+
+CHUNKED_LOSS = 8.0
+"""Bytes a logit where the loss goes by chunks and the graph keeps all of them: fp32 logits and log-probabilities."""
+CHUNKED_COMPILED_LOSS = 3.0
+"""Where those are computed again: 16-bit logits, whose place their gradients take, and one chunk of eight in fp32."""
+
+
+def shape_of(row: Row) -> ModelShape:
+    """The model of a row."""
+    number = {name: int(float(row[name])) for name in ("hidden", "layers", "heads", "kv_heads", "head_dim", "vocab")}
+    gated = row["mlp"] != "plain"
+    return ModelShape(
+        hidden_size=number["hidden"],
+        num_layers=number["layers"],
+        num_heads=number["heads"],
+        num_kv_heads=number["kv_heads"],
+        head_dim=number["head_dim"],
+        intermediate_size=int(float(row["intermediate"])),
+        vocab_size=number["vocab"],
+        tied_embeddings=_yes(row["tied_embeddings"]),
+        gated_mlp=gated,
+        norm="rms" if gated else "layer",
+        total_params=int(float(row["total_params"])) if row["total_params"] else None,
+    )
+
+
+def setup_of(row: Row, shape: ModelShape) -> TrainingSetup:
+    """How a row was trained."""
+    method, precision = row["method"].lower(), row["compute_precision"].lower()
+    framework = row["framework"].lower()
+    litgpt, torchtune = re.search("lit-?gpt", framework) is not None, "torchtune" in framework
+    full = method.startswith("full")
+    weights = _weights(row["base_weight_format"].lower())
+    autocast = "mixed" in precision or (
+        "autocast" in precision and not re.search("no autocast|autocast off", precision)
+    )
+    trained: Literal["fp32", "bf16"] = "fp32" if "fp32" in row["trainable_dtype"] else "bf16"
+    compiled = _yes(row["torch_compile"])
+    optimizer = row["optimizer"].lower()
+    states = _state_bytes(row["optimizer_state"].lower(), optimizer, trained)
+    setup = TrainingSetup(
+        tuning="full" if full else "qlora" if weights in ("nf4", "nf4_double", "int8") else "lora",
+        micro_batch=int(float(row["micro_batch"])),
+        length=int(float(row["seq_len"])),
+        weights=weights,
+        head_quantized=litgpt,
+        compute="fp32" if precision.startswith(("fp32", "32")) else "bf16",
+        autocast=autocast,
+        trained=trained,
+        state_bytes=states,
+        step_bytes=states / 2 if optimizer.startswith("torch adam") and "fused" not in optimizer else 0.0,
+        states_in_host_memory="paged" in optimizer or "paged" in row["optimizer_state"] or _yes(row["cpu_offload"]),
+        optimizer_in_backward=_yes(row["optimizer_in_backward"]),
+        accumulates=_accumulates(row["grad_accum"]),
+        rank=int(float(row["lora_rank"])) if row["lora_rank"] else 0,
+        targets=frozenset() if full else _targets(row["lora_targets"].lower(), shape),
+        dropout=litgpt,  # 0.05 in its scripts; the others' default is none
+        use_dora="dora" in method,
+        trains_vocabulary="modules_to_save" in method,
+        checkpointing=row["activation_checkpointing"].lower().startswith("full"),
+        offloads_activations=_yes(row["activation_offload"]),
+        attention="eager" if _is_eager(row) else "flash",
+        repeats_kv=(litgpt or torchtune) and shape.num_kv_heads not in (1, shape.num_heads),
+        fused_qkv=litgpt or _is_fused(row),
+        compiled=compiled,
+        unties_embeddings=litgpt,
+        quantized_inputs_kept=weights.startswith("nf4") and _old_bitsandbytes(row),
+        buckets="ddp" in row["parallelism"].lower(),
+        shards=_shards(row),
+        reserved=re.search("reserved|nvidia-smi", row["peak_metric"].lower()) is not None,
+        context="nvidia-smi" in row["peak_metric"].lower(),
+    )
+    loss = row["loss_impl"].lower()
+    if "chunk" in loss:
+        return replace(setup, loss_bytes=CHUNKED_COMPILED_LOSS if compiled else CHUNKED_LOSS)
+    return replace(setup, loss_bytes=FULL_LOSS, kept_logit_bytes=_kept_logit_bytes(row))
+
+
+def _kept_logit_bytes(row: Row) -> float:
+    """transformers made logits fp32 before it returned them, up to 4.44; torchtune did until it frees them, 2024-07."""
+    version = row["framework_version"].lower()
+    if "torchtune" in row["framework"].lower():
+        return 4.0 if re.match(r"2024-0[1-6]", version) else 0.0
+    newer = re.search(r"transformers (\d+)\.(\d+)", version)
+    return 2.0 if newer and (int(newer[1]), int(newer[2])) >= (4, 45) else 4.0
+
+
+def _old_bitsandbytes(row: Row) -> bool:
+    said = re.search(r"(?:bitsandbytes|bnb) 0\.(\d+)", row["framework_version"].lower())
+    return said is not None and int(said[1]) < 43
+
+
+def _is_eager(row: Row) -> bool:
+    """A row may say what holds for some models of its source alone."""
+    said = row["attention_impl"].lower()
+    return "gemma-2" in row["model"].lower() if "soft-capped" in said else "eager" in said
+
+
+def _is_fused(row: Row) -> bool:
+    """Whether the model's own code makes queries, keys and values in one layer."""
+    return re.search("qwen-|chatglm|baichuan|falcon|pythia|phi-3", row["model"].lower()) is not None
+
+
+def _yes(value: str) -> bool:
+    return value.strip() in ("1", "1.0", "true", "True", "yes")
+
+
+def _weights(said: str) -> Weights:
+    if "nf4" in said or "fp4" in said or "4bit" in said or "4-bit" in said:
+        return "nf4_double" if re.search("double|dq", said) else "nf4"
+    if "int8" in said or "8bit" in said:
+        return "int8"
+    return "fp32" if said.startswith("fp32") else "fp16" if said.startswith("fp16") else "bf16"
+
+
+def _state_bytes(said: str, optimizer: str, trained: str) -> float:
+    if "8bit" in optimizer or "8-bit" in optimizer or "8bit" in said or "int8" in said:
+        return 2.03  # and an fp32 maximum for each block of 256
+    if "sgd" in optimizer:
+        return 0.0
+    if "bf16" in said:
+        return 4.0
+    if "fp32" in said:
+        return 8.0
+    return 4.0 if trained == "bf16" else 8.0
+
+
+def _accumulates(said: str) -> bool:
+    number = re.fullmatch(r"\d+(\.0)?", said.strip())
+    return bool(said) and not (number and float(said) <= 1)
+
+
+def _targets(said: str, shape: ModelShape) -> frozenset[Role]:
+    if "all" in said.split("(")[0]:
+        return frozenset(("q", "k", "v", "o", *shape.mlp))
+    found: set[Role] = set()
+    for word in re.split(r"[+,\s()]+", said):
+        if word in ("q", "k", "v", "o", "gate", "up", "down"):
+            found.add(word)  # type: ignore[arg-type]  # those are roles
+        elif word in ("c_attn", "query_key_value", "w_pack", "qkv"):
+            found |= {"q", "k", "v"}
+        elif word == "mlp":
+            found |= set(shape.mlp)
+        elif word in ("lm_head", "head"):
+            found.add("head")
+    return frozenset(found)
+
+
+def _shards(row: Row) -> int:
+    spread = re.search("fsdp|zero-?3|zero3", row["parallelism"].lower())
+    return int(float(row["n_gpus"] or 1)) if spread else 1
+
+
+def main(paths: Sequence[str]) -> None:
+    """Print the tables."""
+    for path in paths:
+        with Path(path).open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+        ratios: list[tuple[str, float]] = []
+        print(f"{'id':6} {'use':6} {'model':24} {'method':12} {'published':>9} {'formula':>8} {'ratio':>6}  moment")
+        for row in rows:
+            shape = shape_of(row)
+            found = estimate(shape, setup_of(row, shape))
+            published, formula = float(row["peak_gib_per_gpu"]), found.total / GIB
+            ratios.append((row["use_for_scoring"], formula / published))
+            print(
+                f"{row['id']:6} {row['use_for_scoring']:6} {row['model'][:24]:24} {row['method'][:12]:12}"
+                f" {published:9.2f} {formula:8.2f} {formula / published:6.3f}  {found.moment}"
+            )
+        for use in ("core", None):
+            _print_errors(use or "all", [ratio for its, ratio in ratios if use in (its, None)])
+
+
+def _print_errors(name: str, ratios: list[float]) -> None:
+    if not ratios:
+        return
+    errors = sorted(abs(ratio - 1) for ratio in ratios)
+    under = sum(ratio < 0.9 for ratio in ratios)
+    p90 = errors[min(len(errors) - 1, round(0.9 * (len(errors) - 1)))]
+    print(
+        f"{name}: {len(errors)} rows, error median {statistics.median(errors):.1%}, 90th percentile {p90:.1%},"
+        f" largest {errors[-1]:.1%}; under by more than 10 %: {under}"
+    )
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

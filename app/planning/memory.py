@@ -132,6 +132,8 @@ class TrainingSetup:
     rank: int = 0
     targets: frozenset[Role] = frozenset()
     dropout: bool = False
+    mask_bytes: float = 1.0
+    """A number that dropout may drop; on a CPU, PyTorch's mask is as wide as the number."""
     use_dora: bool = False
     trains_vocabulary: bool = False
     """`modules_to_save` with the embeddings and the output layer: copies of both, trained whole."""
@@ -251,7 +253,7 @@ def estimate(shape: ModelShape, setup: TrainingSetup) -> MemoryEstimate:
             "temporary": working,
         },
         "first block": {
-            "gradients": gradients,
+            "gradients": gradients if setup.accumulates else max(early, gradients - _last_gradients(shape, setup)),
             "activations": (boundary if setup.checkpointing else block) + again + copies / shape.num_layers,
             "loss": logits,
             "temporary": working,
@@ -306,6 +308,14 @@ def _largest_gradient(shape: ModelShape, setup: TrainingSetup) -> float:
     if setup.tuning == "full" or setup.trains_vocabulary:
         return max(shape.vocabulary_params, _size(shape, "up")) * BYTES[setup.trained]
     return 0.0
+
+
+def _last_gradients(shape: ModelShape, setup: TrainingSetup) -> float:
+    """Of what is differentiated last: the first block, and embeddings that are no output layer as well."""
+    if setup.tuning != "full":
+        return 0.0
+    last = shape.block_params + (0 if shape.tied_embeddings else shape.vocabulary_params)
+    return last * BYTES[setup.trained] / setup.shards
 
 
 def _gathered(shape: ModelShape, setup: TrainingSetup) -> float:
@@ -412,7 +422,7 @@ def _adapters(shape: ModelShape, setup: TrainingSetup, roles: tuple[Role, ...], 
     inputs = 1 if setup.fused_qkv and roles[0] == "q" else len(hit)
     computed = compute if setup.autocast else BYTES[setup.trained]
     if setup.dropout:  # for each its own: what is left, and the mask
-        return adapters + inputs * width * (computed + 1)
+        return adapters + inputs * width * (computed + setup.mask_bytes)
     if computed > compute:  # PEFT computes adapters in their own type: a copy for each
         return adapters + inputs * width * computed
     return adapters + (0.0 if already else width * compute)

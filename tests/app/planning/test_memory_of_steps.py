@@ -1,0 +1,135 @@
+"""The formula against real training steps of transformers and PEFT on the CPU, counted tensor by tensor."""
+
+import statistics
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from app.planning.memory import MLP, ModelShape, Role, TrainingSetup, estimate
+from worker.training.live import LiveStorages
+
+SHAPE = ModelShape(128, 4, 4, 2, 32, 352, 1000)
+WIDE = ModelShape(256, 2, 8, 8, 32, 704, 2000)
+DEEP = ModelShape(64, 12, 4, 1, 16, 192, 500, tied_embeddings=True)
+LARGE_VOCABULARY = ModelShape(64, 3, 4, 2, 16, 192, 16000)
+EXPERTS = ModelShape(128, 4, 4, 2, 32, 352, 1000, num_experts=4, experts_per_token=2)
+PLAIN = ModelShape(128, 4, 4, 4, 32, 512, 1000, gated_mlp=False, norm="layer")
+QV: frozenset[Role] = frozenset(("q", "v"))
+ALL: frozenset[Role] = frozenset(("q", "k", "v", "o", *MLP))
+
+
+@dataclass(frozen=True)
+class Case:
+    """One configuration, tried for real and by the formula."""
+
+    family: str
+    shape: ModelShape
+    setup: TrainingSetup
+    options: dict[str, Any] = field(default_factory=dict)
+    """Of the model's config, beyond its shape."""
+
+
+def full(rows: int, length: int, **options: Any) -> TrainingSetup:
+    return TrainingSetup("full", rows, length, weights="fp32", compute="fp32", kept_logit_bytes=4.0, **options)
+
+
+def lora(rows: int, length: int, targets: frozenset[Role] = ALL, rank: int = 8, **options: Any) -> TrainingSetup:
+    given: dict[str, Any] = {"weights": "fp32", "compute": "fp32", "kept_logit_bytes": 4.0} | options
+    return TrainingSetup("lora", rows, length, targets=targets, rank=rank, **given)
+
+
+ROUTED = {"num_local_experts": 4, "num_experts_per_tok": 2}
+BF16: dict[str, Any] = {"weights": "bf16", "compute": "bf16", "kept_logit_bytes": 2.0}
+CASES = [
+    *(Case("llama", shape, full(2, 96)) for shape in (SHAPE, WIDE, DEEP, LARGE_VOCABULARY)),
+    *(Case("llama", shape, full(4, 256)) for shape in (SHAPE, WIDE, DEEP, LARGE_VOCABULARY)),
+    *(Case("llama", shape, full(4, 256, checkpointing=True)) for shape in (SHAPE, WIDE, DEEP)),
+    *(Case("llama", shape, full(4, 256, accumulates=True)) for shape in (SHAPE, WIDE)),
+    *(Case("llama", shape, lora(4, 256)) for shape in (SHAPE, WIDE, DEEP)),
+    *(Case("llama", shape, lora(4, 256, QV, **BF16)) for shape in (SHAPE, WIDE, LARGE_VOCABULARY)),
+    *(Case("llama", shape, lora(4, 256, ALL, **BF16)) for shape in (SHAPE, WIDE)),
+    *(Case("llama", shape, lora(4, 256, ALL, 64, checkpointing=True, **BF16)) for shape in (SHAPE, DEEP)),
+    Case("llama", SHAPE, lora(4, 256, ALL, dropout=True, mask_bytes=4.0)),
+    Case("llama", SHAPE, lora(4, 256, QV, 8, dropout=True, mask_bytes=4.0, **BF16)),
+    Case("llama", SHAPE, lora(4, 256, QV, use_dora=True)),
+    Case("llama", SHAPE, lora(4, 256, QV, 8, trained="bf16", state_bytes=4.0, **BF16)),
+    *(Case("qwen2", SHAPE, setup) for setup in (full(4, 256), lora(4, 256, **BF16))),
+    *(Case("mistral", SHAPE, setup) for setup in (full(4, 256), lora(4, 256, **BF16))),
+    Case("mistral", SHAPE, full(4, 256), {"sliding_window": 64}),
+    Case("mixtral", EXPERTS, full(4, 256), ROUTED),
+    Case("mixtral", EXPERTS, full(4, 256, checkpointing=True), ROUTED),
+    Case("mixtral", EXPERTS, lora(4, 256, frozenset(("q", "k", "v", "o")), **BF16), ROUTED),
+    Case("gpt_neox", PLAIN, full(4, 256, fused_qkv=True)),
+    Case("gpt_neox", PLAIN, full(4, 256, fused_qkv=True, checkpointing=True)),
+]
+
+
+def peak_of(case: Case) -> int:
+    """Bytes of tensors at the peak of the second step, when the optimizer has its states."""
+    shape, setup = case.shape, case.setup
+    config = AutoConfig.for_model(
+        case.family,
+        hidden_size=shape.hidden_size,
+        num_hidden_layers=shape.num_layers,
+        num_attention_heads=shape.num_heads,
+        num_key_value_heads=shape.num_kv_heads,
+        head_dim=shape.head_dim,
+        intermediate_size=shape.intermediate_size,
+        vocab_size=shape.vocab_size,
+        tie_word_embeddings=shape.tied_embeddings,
+        pad_token_id=0,
+        **case.options,
+    )
+    dtype = torch.bfloat16 if setup.weights == "bf16" else torch.float32
+    model: Any = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa", dtype=dtype)
+    if setup.checkpointing:
+        model.activation_checkpointing_enable({"use_reentrant": False})
+    if setup.tuning == "lora":
+        names = [f"{role}_proj" for role in setup.targets]
+        dropout = 0.1 if setup.dropout else 0.0
+        adapter = LoraConfig(r=setup.rank, target_modules=names, lora_dropout=dropout, use_dora=setup.use_dora)
+        model = get_peft_model(model, adapter, autocast_adapter_dtype=setup.trained == "fp32")
+        if setup.checkpointing:
+            model.enable_input_require_grads()
+    model.train()
+    moving = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(moving, lr=1e-4, fused=True)
+    ids = torch.randint(1, shape.vocab_size, (setup.micro_batch, setup.length))
+
+    def step() -> None:
+        for _ in range(2 if setup.accumulates else 1):
+            outputs = model(input_ids=ids, labels=ids, use_cache=False)
+            outputs.loss.backward()
+            del outputs
+        optimizer.step()
+        optimizer.zero_grad()
+
+    step()
+    with LiveStorages() as live:
+        states = [value for state in optimizer.state.values() for value in state.values()]
+        for tensor in (*model.parameters(), *model.buffers(), *states):
+            live.count(tensor)
+        step()
+    return live.peak
+
+
+@pytest.fixture(scope="module")
+def ratios() -> Iterator[list[tuple[Case, float]]]:
+    """The formula's peak over the real one."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield [(case, estimate(case.shape, case.setup).total / peak_of(case)) for case in CASES]
+    torch.set_num_threads(threads)
+
+
+def test_the_formula_comes_near_real_steps(ratios: list[tuple[Case, float]]) -> None:
+    assert len(ratios) >= 30
+    errors = [abs(ratio - 1) for _, ratio in ratios]
+    told = "\n".join(f"{ratio:.3f} {case}" for case, ratio in ratios)
+    assert statistics.median(errors) <= 0.10, told
+    assert max(errors) <= 0.25, told

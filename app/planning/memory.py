@@ -152,6 +152,9 @@ class TrainingSetup:
     """A logit that somebody holds while the loss is differentiated: its 2 bytes, or 4 where they were made fp32."""
     loss_rows: float = 1.0
     """Share of the tokens that logits are computed for."""
+    loss_tile: tuple[int, int] | None = None
+    """Tokens and columns of the vocabulary that logits are computed for at a time, as TRL does from 1.16 on: beside
+    them there are the gradients in fp32 of the output layer's input, and of its weights where they are trained."""
     compiled: bool = False
     """Fused pointwise kernels compute again in the backward what is cheap."""
     unties_embeddings: bool = False
@@ -234,9 +237,8 @@ def estimate(shape: ModelShape, setup: TrainingSetup) -> MemoryEstimate:
         kept = 2 * boundary  # the one in use, and the next on its way
     working = tokens * _gradients_of_block(shape, setup) + gathered + _unpacked(shape, setup)
     again = block if setup.checkpointing else 0.0
-    loss = tokens * setup.loss_rows * shape.vocab_size
-    logits = loss * setup.kept_logit_bytes
-    loss_bytes = loss * setup.loss_bytes + logits
+    logits = tokens * setup.loss_rows * shape.vocab_size * setup.kept_logit_bytes
+    loss_bytes = _loss(shape, setup) + logits
 
     held = {"weights": weights, "quantization": constants, "adapter": adapter, "optimizer": states}
     moments: dict[Literal["loss", "last block", "first block", "optimizer"], dict[str, float]] = {
@@ -334,7 +336,7 @@ def _unpacked(shape: ModelShape, setup: TrainingSetup) -> float:
 
 def _copies(shape: ModelShape, setup: TrainingSetup) -> float:
     """Under autocast: of each weight in 16 bits, held by the graph; with checkpointing of one block at a time."""
-    if not setup.autocast:
+    if not setup.autocast or setup.weights != "fp32":
         return 0.0
     blocks = 1 if setup.checkpointing else shape.num_layers
     return (shape.block_params * blocks + shape.vocabulary_params) * 2.0
@@ -342,7 +344,17 @@ def _copies(shape: ModelShape, setup: TrainingSetup) -> float:
 
 def _stream(setup: TrainingSetup) -> float:
     """Bytes a number of what goes from block to block: under autocast what the embeddings have."""
-    return 4.0 if setup.autocast else BYTES[setup.compute]
+    return 4.0 if setup.autocast and setup.weights == "fp32" else BYTES[setup.compute]
+
+
+def _loss(shape: ModelShape, setup: TrainingSetup) -> float:
+    tokens = setup.micro_batch * setup.length * setup.loss_rows
+    if setup.loss_tile is None:
+        return tokens * shape.vocab_size * setup.loss_bytes
+    rows, columns = min(tokens, setup.loss_tile[0]), min(shape.vocab_size, setup.loss_tile[1])
+    trained = setup.tuning == "full" or setup.trains_vocabulary
+    gradients = 4.0 * shape.hidden_size * (tokens + (shape.vocab_size if trained else 0))
+    return rows * columns * setup.loss_bytes + gradients
 
 
 def _boundary(shape: ModelShape, setup: TrainingSetup) -> float:
@@ -359,12 +371,12 @@ def _ends(shape: ModelShape, setup: TrainingSetup) -> float:
 
 def _norm(shape: ModelShape, setup: TrainingSetup) -> float:
     """Bytes a token that a norm keeps."""
-    width, compute = shape.hidden_size, BYTES[setup.compute]
+    width = shape.hidden_size
     if setup.compiled or shape.norm == "layer":
         return width * _stream(setup)  # its input, which is the residual
     kept = 4.0 * width  # RMSNorm computes in fp32, and keeps that copy
     if setup.tuning == "full":
-        kept += width * compute  # for its weight's gradient
+        kept += width * _stream(setup)  # for its weight's gradient
     return kept
 
 
@@ -403,7 +415,9 @@ def _input(shape: ModelShape, setup: TrainingSetup, roles: tuple[Role, ...], *, 
     compute = BYTES[setup.compute]
     width = shape.linear(roles[0])[0]
     if setup.tuning == "full":
-        return width * compute
+        # Under autocast each layer makes 16 bits of an input in fp32 for itself; what attention and MLP make has them.
+        copies = len(roles) if _stream(setup) > compute and roles[0] not in ("o", "down") else 1
+        return copies * width * compute
     if setup.quantized_inputs_kept:
         return (0.0 if already else width * compute) + _adapters(shape, setup, roles, already=True)
     return _adapters(shape, setup, roles, already=already)
@@ -420,10 +434,11 @@ def _adapters(shape: ModelShape, setup: TrainingSetup, roles: tuple[Role, ...], 
     if setup.use_dora:  # the gradient of the magnitude needs what the layer and the adapter made
         adapters += sum(shape.linear(role)[1] for role in hit) * (compute + BYTES[setup.trained])
     inputs = 1 if setup.fused_qkv and roles[0] == "q" else len(hit)
-    computed = compute if setup.autocast else BYTES[setup.trained]
+    computed = compute if setup.autocast else max(compute, BYTES[setup.trained])
+    adapters = adapters * computed / BYTES[setup.trained] if setup.autocast else adapters
     if setup.dropout:  # for each its own: what is left, and the mask
         return adapters + inputs * width * (computed + setup.mask_bytes)
-    if computed > compute:  # PEFT computes adapters in their own type: a copy for each
+    if BYTES[setup.trained] > compute:  # PEFT gives adapters their input in their own type: a copy for each
         return adapters + inputs * width * computed
     return adapters + (0.0 if already else width * compute)
 

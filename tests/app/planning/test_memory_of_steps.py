@@ -38,6 +38,11 @@ def full(rows: int, length: int, **options: Any) -> TrainingSetup:
     return TrainingSetup("full", rows, length, weights="fp32", compute="fp32", kept_logit_bytes=4.0, **options)
 
 
+def full_under_autocast(rows: int, length: int, **options: Any) -> TrainingSetup:
+    given: dict[str, Any] = {"weights": "fp32", "compute": "bf16", "kept_logit_bytes": 2.0} | options
+    return TrainingSetup("full", rows, length, autocast=True, **given)
+
+
 def lora(rows: int, length: int, targets: frozenset[Role] = ALL, rank: int = 8, **options: Any) -> TrainingSetup:
     given: dict[str, Any] = {"weights": "fp32", "compute": "fp32", "kept_logit_bytes": 4.0} | options
     return TrainingSetup("lora", rows, length, targets=targets, rank=rank, **given)
@@ -54,6 +59,10 @@ CASES = [
     *(Case("llama", shape, lora(4, 256, QV, **BF16)) for shape in (SHAPE, WIDE, LARGE_VOCABULARY)),
     *(Case("llama", shape, lora(4, 256, ALL, **BF16)) for shape in (SHAPE, WIDE)),
     *(Case("llama", shape, lora(4, 256, ALL, 64, checkpointing=True, **BF16)) for shape in (SHAPE, DEEP)),
+    *(Case("llama", shape, full_under_autocast(4, 256)) for shape in (SHAPE, WIDE, DEEP)),
+    Case("llama", SHAPE, full_under_autocast(4, 256, checkpointing=True)),
+    *(Case("llama", SHAPE, lora(4, 256, targets, autocast=True, **BF16)) for targets in (ALL, QV)),
+    Case("llama", SHAPE, lora(4, 256, ALL, autocast=True, checkpointing=True, **BF16)),
     Case("llama", SHAPE, lora(4, 256, ALL, dropout=True, mask_bytes=4.0)),
     Case("llama", SHAPE, lora(4, 256, QV, 8, dropout=True, mask_bytes=4.0, **BF16)),
     Case("llama", SHAPE, lora(4, 256, QV, use_dora=True)),
@@ -109,8 +118,10 @@ def peak_of(case: Case) -> int:
         optimizer.step()
         optimizer.zero_grad()
 
-    step()
-    with LiveStorages() as live:
+    autocast = torch.autocast("cpu", torch.bfloat16, enabled=setup.autocast)
+    with autocast:
+        step()
+    with autocast, LiveStorages() as live:
         states = [value for state in optimizer.state.values() for value in state.values()]
         for tensor in (*model.parameters(), *model.buffers(), *states):
             live.count(tensor)

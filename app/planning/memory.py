@@ -48,6 +48,10 @@ class ModelShape:
     num_experts: int = 0
     """0: dense. The router and each expert's MLP are in every block."""
     experts_per_token: int = 0
+    positions: int = 0
+    """Learned ones, each a vector of the hidden size."""
+    fused: tuple[tuple[Role, ...], ...] = ()
+    """Groups of roles that one layer plays, with one adapter."""
     total_params: int | None = None
     """Where it is known; else what the shapes make."""
 
@@ -98,7 +102,7 @@ class ModelShape:
             return self.total_params
         norms = (2 * self.num_layers + 1) * self.hidden_size * (1 if self.norm == "rms" else 2)
         vocabulary = self.vocabulary_params * (1 if self.tied_embeddings else 2)
-        return self.block_params * self.num_layers + vocabulary + norms
+        return self.block_params * self.num_layers + vocabulary + norms + self.positions * self.hidden_size
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,8 +157,10 @@ class TrainingSetup:
     loss_rows: float = 1.0
     """Share of the tokens that logits are computed for."""
     loss_tile: tuple[int, int] | None = None
-    """Tokens and columns of the vocabulary that logits are computed for at a time, as TRL does from 1.16 on: beside
+    """Tokens and columns of the vocabulary that logits are computed for at a time, as TRL does from 1.16 on. Beside
     them there are the gradients in fp32 of the output layer's input, and of its weights where they are trained."""
+    tile_copies: int = 0
+    """How often a tile is there in fp32 as well: not at all where a Triton kernel works in place."""
     compiled: bool = False
     """Fused pointwise kernels compute again in the backward what is cheap."""
     unties_embeddings: bool = False
@@ -203,7 +209,13 @@ def trained_params(shape: ModelShape, setup: TrainingSetup) -> int:
     """How many parameters move. Of LoRA (Hu et al. 2021): rank × (inputs + outputs) of each target."""
     if setup.tuning == "full":
         return shape.params + _untied(shape, setup)
-    per_block = sum(_adapter(shape, setup, role) for role in setup.targets if role in (*ATTENTION, *shape.mlp))
+    layers = (*ATTENTION, *(() if shape.num_experts else shape.mlp))
+    per_block = sum(_adapter(shape, setup, role) for role in setup.targets.intersection(layers))
+    if shape.num_experts and setup.targets.issuperset(shape.mlp):
+        per_block += _expert_adapters(shape, setup.rank)
+    for group in shape.fused:  # whose input an adapter reads once
+        shared = len(setup.targets.intersection(group)) - 1
+        per_block -= max(0, shared) * setup.rank * shape.linear(group[0])[0]
     head = _adapter(shape, setup, "head") if "head" in setup.targets else 0
     tied = shape.tied_embeddings and not setup.unties_embeddings
     saved = shape.vocabulary_params * (1 if tied else 2) if setup.trains_vocabulary else 0
@@ -284,9 +296,18 @@ def _size(shape: ModelShape, role: Role) -> int:
 
 def _adapter(shape: ModelShape, setup: TrainingSetup, role: Role) -> int:
     inputs, outputs = shape.linear(role)
-    experts = max(1, shape.num_experts) if role in MLP else 1
     magnitude = outputs if setup.use_dora else 0  # DoRA, Liu et al. 2024: one number an output
-    return (setup.rank * (inputs + outputs) + magnitude) * experts
+    return setup.rank * (inputs + outputs) + magnitude
+
+
+def _expert_adapters(shape: ModelShape, rank: int) -> int:
+    """On the two tensors in which transformers 5 holds all experts, gate and up as one; and on the router.
+
+    PEFT (0.21) gives the one of two layers twice the rank, so that it can do what two adapters could.
+    """
+    hidden, middle = shape.hidden_size, shape.intermediate_size
+    opens, closes = 2 * rank * (hidden + 2 * middle), rank * (middle + hidden)
+    return shape.num_experts * (opens + closes) + rank * (hidden + shape.num_experts)
 
 
 def _untied(shape: ModelShape, setup: TrainingSetup) -> int:
@@ -351,10 +372,12 @@ def _loss(shape: ModelShape, setup: TrainingSetup) -> float:
     tokens = setup.micro_batch * setup.length * setup.loss_rows
     if setup.loss_tile is None:
         return tokens * shape.vocab_size * setup.loss_bytes
-    rows, columns = min(tokens, setup.loss_tile[0]), min(shape.vocab_size, setup.loss_tile[1])
+    rows, columns = min(tokens, setup.loss_tile[0]), setup.loss_tile[1]
+    tile = BYTES[setup.compute] * columns  # as wide as it can be, whatever the vocabulary
+    copies = setup.tile_copies * 4.0 * min(columns, shape.vocab_size)
     trained = setup.tuning == "full" or setup.trains_vocabulary
     gradients = 4.0 * shape.hidden_size * (tokens + (shape.vocab_size if trained else 0))
-    return rows * columns * setup.loss_bytes + gradients
+    return rows * (tile + copies) + gradients
 
 
 def _boundary(shape: ModelShape, setup: TrainingSetup) -> float:

@@ -1,0 +1,97 @@
+"""How our trainer trains a resolved spec, in the formula's terms: what `worker/training/configs.py` asks of TRL."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from app.jobs.spec import JobSpec, LoraTuning, QloraTuning
+from app.planning.memory import ATTENTION, ModelShape, Role, TrainingSetup, Weights
+
+STATES = {
+    "adamw_torch": (8.0, 4.0),
+    "adamw_torch_fused": (8.0, 0.0),
+    "adamw_bnb_8bit": (2.0 + 2 * 4 / 256, 0.0),  # and an fp32 maximum for each block of 256 (Dettmers et al. 2022)
+    "paged_adamw_8bit": (2.0 + 2 * 4 / 256, 0.0),
+    "paged_adamw_32bit": (8.0, 0.0),
+    "adafactor": (0.02, 4.0),  # a row and a column instead of a matrix (Shazeer and Stern 2018), and the update
+}
+"""Bytes a trained parameter by optimizer: of its states, and of what a step holds beside them."""
+LOSS_TILE = (4096, 32768)
+"""Tokens and columns of the vocabulary that TRL 1.16 computes logits for at a time."""
+TILE_COPIES = 5
+"""Of a tile in fp32 while TRL differentiates it without Triton, as on a CPU: logits, probabilities, gradients."""
+
+ROLES: dict[str, tuple[Role, ...]] = {
+    "q_proj": ("q",),
+    "k_proj": ("k",),
+    "v_proj": ("v",),
+    "o_proj": ("o",),
+    "out_proj": ("o",),
+    "gate_proj": ("gate",),
+    "up_proj": ("up",),
+    "down_proj": ("down",),
+    "qkv_proj": ("q", "k", "v"),
+    "query_key_value": ("q", "k", "v"),
+    "c_attn": ("q", "k", "v"),
+    "gate_up_proj": ("gate", "up"),
+    "fc1": ("up",),
+    "fc2": ("down",),
+    "c_fc": ("up",),
+    "dense": ("o",),
+    "dense_h_to_4h": ("up",),
+    "dense_4h_to_h": ("down",),
+}
+"""What families call their linear layers."""
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """What decides how a job is trained there."""
+
+    kind: Literal["cpu", "cuda"]
+    precision: Literal["bf16", "fp32"]
+
+
+def setup_of(spec: JobSpec, shape: ModelShape, device: Device) -> TrainingSetup:
+    """The step of a resolved spec. Raises `TypeError` for one that is not resolved."""
+    given, tuning = spec.hyperparameters, spec.tuning
+    states, step = STATES[given.optim]
+    rows = _number(given.per_device_train_batch_size)
+    weights: Weights = "fp32" if tuning.type == "full" else device.precision
+    return TrainingSetup(
+        tuning=tuning.type,
+        micro_batch=rows,
+        length=_number(given.max_length),
+        weights="nf4_double" if isinstance(tuning, QloraTuning) else weights,
+        compute=device.precision,
+        autocast=device.precision == "bf16",
+        trained="fp32",
+        state_bytes=states,
+        step_bytes=step if device.kind == "cuda" else 0.0,  # on a CPU torch goes parameter by parameter
+        states_in_host_memory=given.optim.startswith("paged") and device.kind == "cuda",
+        accumulates=_number(given.gradient_accumulation_steps) > 1,
+        rank=_number(tuning.r) if isinstance(tuning, LoraTuning) else 0,
+        targets=targets_of(tuning, shape) if isinstance(tuning, LoraTuning) else frozenset(),
+        dropout=isinstance(tuning, LoraTuning) and tuning.lora_dropout > 0,
+        mask_bytes=1.0 if device.kind == "cuda" else 4.0,
+        use_dora=isinstance(tuning, LoraTuning) and tuning.use_dora,
+        checkpointing=bool(given.gradient_checkpointing),
+        # transformers hands SDPA a mask where rows of a batch differ in length, and then copies keys and values.
+        repeats_kv=rows > 1 and not given.packing,
+        fused_qkv=any("q" in group for group in shape.fused),
+        loss_tile=LOSS_TILE,
+        tile_copies=0 if device.kind == "cuda" else TILE_COPIES,
+    )
+
+
+def targets_of(tuning: LoraTuning, shape: ModelShape) -> frozenset[Role]:
+    """Which layers get an adapter."""
+    if tuning.target_modules == "all-linear":
+        return frozenset((*ATTENTION, *shape.mlp))
+    named = {role for name in tuning.target_modules for role in ROLES.get(name.rsplit(".", 1)[-1], ())}
+    return frozenset(named & {*ATTENTION, *shape.mlp})
+
+
+def _number(value: object) -> int:
+    if not isinstance(value, int):
+        raise TypeError(f"the spec is not resolved: {value!r} stands where a number should")
+    return value

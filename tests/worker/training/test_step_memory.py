@@ -1,0 +1,102 @@
+"""What the memory formula says of our trainer's own steps, against those steps, counted tensor by tensor."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+import torch
+from transformers import TrainerCallback
+
+from app.jobs.spec import JobSpec
+from app.planning.memory import estimate
+from app.planning.setups import Device, setup_of
+from app.planning.shapes import shape_of
+from tests import tiny
+from tests.worker.training.conftest import MakeJob
+from worker.training import device, model
+from worker.training.live import LiveStorages
+from worker.training.train import build_trainer
+
+Precision = Literal["fp32", "bf16"]
+ROW = {"messages": [{"role": "user", "content": "Which colour? " * 12}, {"role": "assistant", "content": "Red. " * 9}]}
+
+
+class SecondStep(TrainerCallback):
+    """Counts what is alive in the second step, when the optimizer has its states."""
+
+    def __init__(self) -> None:
+        self.live = LiveStorages()
+
+    def on_step_begin(self, _: Any, state: Any, __: Any, **given: Any) -> None:
+        if state.global_step != 1:
+            return
+        self.live.__enter__()
+        for tensor in (*_held_by(given["model"]), *_states_of(given["optimizer"])):
+            self.live.count(tensor)
+
+    def on_step_end(self, _: Any, state: Any, *__: Any, **___: Any) -> None:
+        if state.global_step == 2:
+            self.live.__exit__(None, None, None)
+
+
+def _held_by(model: torch.nn.Module) -> list[torch.Tensor]:
+    held = [*model.parameters(), *model.buffers()]
+    states = [state for parameter in held if (state := getattr(parameter, "quant_state", None)) is not None]
+    states += [state.state2 for state in states if state.state2 is not None]
+    return held + [value for state in states for value in vars(state).values() if isinstance(value, torch.Tensor)]
+
+
+def _states_of(optimizer: Any) -> list[torch.Tensor]:
+    return [value for state in optimizer.state.values() for value in state.values() if torch.is_tensor(value)]
+
+
+@pytest.fixture(scope="module")
+def wide(bases: Path) -> Path:
+    """A base whose activations count: TRL's tile for the loss is 32,768 columns wide, however few there are."""
+    return tiny.make_base(bases / "wide", hidden_size=256, layers=6, dtype=torch.bfloat16)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize(
+    ("tuning", "block", "hyperparameters"),
+    [
+        ("full", {}, {}),
+        ("full", {}, {"gradient_checkpointing": True}),
+        ("full", {}, {"gradient_accumulation_steps": 2, "batch_size": 4}),
+        ("lora", {}, {}),
+        ("lora", {"lora_dropout": 0.1}, {}),
+        ("lora", {"target_modules": ["q_proj", "v_proj"], "r": 64}, {}),
+        ("lora", {}, {"gradient_checkpointing": True}),
+        ("qlora", {}, {}),
+        ("qlora", {}, {"gradient_checkpointing": True}),
+    ],
+    ids=str,
+)
+def test_the_formula_knows_what_a_step_of_the_trainer_takes(
+    wide: Path,
+    make_job: MakeJob,
+    monkeypatch: pytest.MonkeyPatch,
+    precision: Precision,
+    tuning: str,
+    block: dict[str, Any],
+    hyperparameters: dict[str, Any],
+) -> None:
+    monkeypatch.setenv("FINETUNED_PRECISION", precision)
+    chosen = {"batch_size": 2, "per_device_train_batch_size": 2, "packing": False, "max_steps": 2, **hyperparameters}
+    work_dir = make_job(tuning, rows=[ROW] * 8, model="wide", block=block, **chosen)
+    spec = JobSpec.model_validate_json((work_dir / "job.json").read_text())
+    machine = device.find()
+    base, tokenizer = model.load(wide, spec, machine)
+    trainer = build_trainer(work_dir, spec, machine, base, tokenizer)
+    counted = SecondStep()
+    trainer.add_callback(counted)
+    trainer.train()
+
+    config = json.loads((wide / "config.json").read_text())
+    shape = shape_of(config)
+    setup = setup_of(spec, shape, Device("cpu", machine.precision))
+    setup = replace(setup, repeats_kv=False)  # the rows of this batch have one length
+    found = estimate(shape, setup)
+    assert found.total == pytest.approx(counted.live.peak, rel=0.10), found

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 from peft import LoraConfig
+from peft.optimizers import create_loraplus_optimizer
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, TrainerCallback
 from transformers.trainer_callback import PrinterCallback
 from trl import SFTConfig, SFTTrainer
@@ -80,6 +81,7 @@ def build(base: Path, rows: Path, spec: dict[str, Any], out: Path, dtype: torch.
             warmup_steps=given["warmup_ratio"],
             weight_decay=given["weight_decay"],
             max_grad_norm=given["max_grad_norm"],
+            neftune_noise_alpha=given["neftune_noise_alpha"],
             optim=given["optim"],
             gradient_checkpointing=given["gradient_checkpointing"],
             max_length=given["max_length"],
@@ -100,6 +102,8 @@ def build(base: Path, rows: Path, spec: dict[str, Any], out: Path, dtype: torch.
             lora_alpha=tuning["lora_alpha"],
             lora_dropout=tuning["lora_dropout"],
             target_modules=tuning["target_modules"],
+            use_dora=tuning["use_dora"],
+            use_rslora=tuning["use_rslora"],
         ),
     )
     if tuning["type"] == "qlora":
@@ -107,6 +111,10 @@ def build(base: Path, rows: Path, spec: dict[str, Any], out: Path, dtype: torch.
         for parameter in trainer.model.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()
+    if not full and tuning["loraplus_lr_ratio"]:
+        kind, options = SFTTrainer.get_optimizer_cls_and_kwargs(trainer.args)
+        ratio = {"loraplus_lr_ratio": tuning["loraplus_lr_ratio"], "loraplus_weight_decay": given["weight_decay"]}
+        trainer.optimizer = create_loraplus_optimizer(trainer.model, kind, **options, **ratio)
     trainer.add_callback(Tell())
     trainer.remove_callback(PrinterCallback)
     return trainer

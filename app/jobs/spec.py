@@ -105,7 +105,9 @@ class SupervisedHyperparameters(SpecPart):
     per_device_train_batch_size: Auto | Annotated[int, Field(ge=1, le=LARGEST_MICRO_BATCH)] = "auto"
     gradient_accumulation_steps: Auto | Annotated[int, Field(ge=1, le=LARGEST_BATCH)] = "auto"
     max_steps: Annotated[int, Field(ge=1, le=10_000_000)] | None = Field(None, description="Stop after so many steps.")
-    neftune_noise_alpha: Annotated[float | None, only(None)] = None
+    neftune_noise_alpha: Annotated[float, Field(gt=0, le=100)] | None = Field(
+        None, description="Noise on the embeddings while training, as NEFTune has it; its paper used 5, 10 and 15."
+    )
     early_stopping_patience: Annotated[int | None, only(None)] = None
     save_steps: Auto | Annotated[int, Field(ge=1)] = Field(
         "auto",
@@ -159,10 +161,12 @@ class LoraTuning(SpecPart):
     lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     target_modules: Literal["all-linear"] | Annotated[list[Text], Field(min_length=1, max_length=64)] = "all-linear"
     modules_to_save: Annotated[list[str], only([])] = []
-    use_dora: Annotated[bool, only(False)] = False
-    use_rslora: Annotated[bool, only(False)] = False
+    use_dora: bool = Field(False, description="Train the length of each weight's columns beside their direction.")
+    use_rslora: bool = Field(False, description="Scale by alpha / √r, which keeps high ranks learning.")
     init_lora_weights: Annotated[bool | str, only(True)] = True
-    loraplus_lr_ratio: Annotated[float | None, only(None)] = None
+    loraplus_lr_ratio: Annotated[float, Field(ge=1, le=100)] | None = Field(
+        None, description="LoRA+: the rate of the B matrices over that of the A matrices; its paper advises 16."
+    )
 
 
 class QloraTuning(LoraTuning):

@@ -61,6 +61,7 @@ def sft_config(spec: JobSpec, device: Device, output_dir: Path) -> SFTConfig:
         warmup_steps=float(given.warmup_ratio),  # transformers 5 takes the fraction here
         weight_decay=float(given.weight_decay),
         max_grad_norm=float(given.max_grad_norm),
+        neftune_noise_alpha=given.neftune_noise_alpha,
         optim=given.optim,
         gradient_checkpointing=bool(given.gradient_checkpointing),
         gradient_checkpointing_kwargs={"use_reentrant": False} if given.gradient_checkpointing else None,

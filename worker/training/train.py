@@ -3,6 +3,8 @@
 import time
 from pathlib import Path
 
+from peft.optimizers import create_loraplus_optimizer
+from torch.optim import Optimizer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, TrainerState
 from trl import SFTTrainer
 
@@ -84,9 +86,21 @@ def build_trainer(
     trainer.remove_callback(PrinterCallback)  # it prints to standard output, where the messages go by hand
     if isinstance(spec.tuning, QloraTuning):
         model.keep_adapter_in_fp32(trainer.model)
+    if isinstance(spec.tuning, LoraTuning) and spec.tuning.loraplus_lr_ratio is not None:
+        trainer.optimizer = loraplus_optimizer(trainer, spec.tuning.loraplus_lr_ratio)
     if spec.hyperparameters.packing:
         model.require_rows_kept_apart(trainer)
     return trainer
+
+
+def loraplus_optimizer(trainer: SFTTrainer, ratio: float) -> Optimizer:
+    """The optimizer that is asked for, with a rate of its own for the B matrices (LoRA+, Hayou et al. 2024)."""
+    kind, options = trainer.get_optimizer_cls_and_kwargs(trainer.args, trainer.model)
+    decay = trainer.args.weight_decay
+    made: Optimizer = create_loraplus_optimizer(
+        trainer.model, kind, loraplus_lr_ratio=ratio, loraplus_weight_decay=decay, **options
+    )
+    return made
 
 
 def run_steps(trainer: SFTTrainer, checkpoint: Checkpoint | None, report: Report, stop: StopRequest) -> bool:

@@ -196,6 +196,26 @@ def test_a_resolved_spec_resolves_to_itself() -> None:
 
 
 @pytest.mark.parametrize(
+    ("tuning", "block", "code"),
+    [
+        ("lora", {"use_dora": True, "r": 32}, "dora_at_high_rank"),
+        ("lora", {"use_dora": True, "r": 31}, None),
+        ("lora", {"use_dora": True}, None),
+        ("qlora", {"r": 64}, "rslora_advised"),
+        ("qlora", {"r": 64, "use_rslora": True}, None),
+        ("lora", {"r": 63}, None),
+    ],
+)
+def test_a_kind_of_adapter_that_does_not_suit_its_rank_is_warned_about(
+    tuning: str, block: dict[str, Any], code: str | None
+) -> None:
+    body = {"model": "m", "training_file": "f", "tuning": {"type": tuning, **block}}
+    found = recipes.warnings(JobSpec.model_validate(body), LLAMA_7B)
+    assert [warning.code for warning in found] == ([code] if code else [])
+    assert all(warning.suggestion for warning in found)
+
+
+@pytest.mark.parametrize(
     ("tuning", "given", "code"),
     [
         ("full", {"learning_rate": 2e-4}, "lora_rate_on_full"),

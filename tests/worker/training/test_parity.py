@@ -11,24 +11,43 @@ from benchmarks import bare_trl
 from tests import tiny
 from tests.worker.training.conftest import steps
 
+PROMPTS = tiny.prompt_rows(16)
 CONVERSATIONS = [{"prompt": row["messages"][:-1], "completion": row["messages"][-1:]} for row in tiny.chat_rows(16)]
 
 
 @pytest.mark.parametrize(
-    ("tuning", "rows"),
+    ("tuning", "block", "rows", "chosen"),
     [
-        ("lora", tiny.prompt_rows(16)),
-        ("qlora", tiny.prompt_rows(16)),
-        ("full", tiny.prompt_rows(16)),
-        ("lora", CONVERSATIONS),
+        ("lora", {}, PROMPTS, {}),
+        ("qlora", {}, PROMPTS, {}),
+        ("full", {}, PROMPTS, {}),
+        ("lora", {}, CONVERSATIONS, {}),
+        ("lora", {"use_dora": True}, PROMPTS, {}),
+        ("qlora", {"use_dora": True}, PROMPTS, {}),
+        ("lora", {"use_rslora": True, "r": 64}, PROMPTS, {"learning_rate": 1e-3}),
+        ("lora", {"loraplus_lr_ratio": 4.0}, PROMPTS, {"weight_decay": 0.1}),
+        ("lora", {"lora_dropout": 0.1}, PROMPTS, {}),
+        ("lora", {}, PROMPTS, {"neftune_noise_alpha": 0.1}),
+        ("full", {}, PROMPTS, {"neftune_noise_alpha": 5.0}),
     ],
-    ids=["lora", "qlora", "full", "conversations"],
+    ids=[
+        *("lora", "qlora", "full", "conversations", "DoRA", "DoRA in 4 bits", "rsLoRA", "LoRA+", "dropout"),
+        *("NEFTune", "NEFTune of all weights"),
+    ],
 )
 def test_every_step_has_the_loss_of_a_bare_trl_script(
-    make_job: Any, run: Any, bases: Path, tmp_path: Path, tuning: str, rows: list[dict[str, Any]]
+    make_job: Any,
+    run: Any,
+    bases: Path,
+    tmp_path: Path,
+    tuning: str,
+    block: dict[str, Any],
+    rows: list[dict[str, Any]],
+    chosen: dict[str, Any],
 ) -> None:
     # Batches of two rows of different lengths, accumulated: padding and the weights of micro-batches count.
-    work_dir = make_job(tuning, rows=rows, per_device_train_batch_size=2, gradient_accumulation_steps=2)
+    batch = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
+    work_dir = make_job(tuning, rows=rows, block=block, **batch, **chosen)
 
     ours = [message.loss for message in steps(run(work_dir))]
     theirs = _bare(bases / "tiny", work_dir, tmp_path / "out")
@@ -44,3 +63,23 @@ def _bare(base: Path, work_dir: Path, out: Path) -> list[float]:
     trainer = bare_trl.build(base, work_dir / "training_file", spec, out, torch.float32)
     trainer.train()
     return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+
+
+@pytest.mark.parametrize(
+    ("block", "chosen"),
+    [
+        ({"use_dora": True}, {}),
+        ({"use_rslora": True}, {}),
+        ({"loraplus_lr_ratio": 4.0}, {}),
+        ({"lora_dropout": 0.1}, {}),
+        ({}, {"neftune_noise_alpha": 5.0}),
+    ],
+    ids=str,
+)
+def test_each_option_does_something(make_job: Any, run: Any, block: dict[str, Any], chosen: dict[str, Any]) -> None:
+    """Parity alone would not see an option that both sides leave out."""
+    plain, other = (
+        [message.loss for message in steps(run(make_job("lora", rows=PROMPTS, max_steps=4, **options)))]
+        for options in ({}, {"block": block, **chosen})
+    )
+    assert other != pytest.approx(plain, abs=1e-5)

@@ -69,11 +69,22 @@ def test_a_job_without_checkpoints_begins_at_the_beginning(tmp_path: Path) -> No
     assert checkpoints.newest_verified(tmp_path / "none") is None
 
 
-@pytest.mark.parametrize("tuning", ["lora", "qlora", "full"])
-def test_stop_and_resume_has_the_losses_of_an_uninterrupted_run(make_job: Any, run: Any, tuning: str) -> None:
-    # With dropout the random state counts; step 3 of 4 in an epoch makes the position in the data count.
-    block = {} if tuning == "full" else {"lora_dropout": 0.2}
-    options = {"block": block, "per_device_train_batch_size": 2}
+@pytest.mark.parametrize(
+    ("tuning", "block", "chosen"),
+    [
+        # With dropout and noise the random state counts, with LoRA+ the groups of the optimizer's state.
+        ("lora", {"lora_dropout": 0.2}, {}),
+        ("qlora", {"lora_dropout": 0.2}, {}),
+        ("full", {}, {"neftune_noise_alpha": 5.0}),
+        ("lora", {"use_dora": True, "loraplus_lr_ratio": 4.0}, {}),
+    ],
+    ids=["lora", "qlora", "full", "DoRA and LoRA+"],
+)
+def test_stop_and_resume_has_the_losses_of_an_uninterrupted_run(
+    make_job: Any, run: Any, tuning: str, block: dict[str, Any], chosen: dict[str, Any]
+) -> None:
+    # Step 3 of 4 in an epoch makes the position in the data count.
+    options = {"block": block, "per_device_train_batch_size": 2, **chosen}
     straight, stopped = make_job(tuning, **options), make_job(tuning, **options)
     whole = _by_step(run(straight))
 

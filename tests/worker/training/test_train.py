@@ -92,6 +92,20 @@ def test_each_tuning_leaves_a_result_that_plain_libraries_load(make_job: Any, st
         _require_result(work_dir, tuning, bases / "tiny")
 
 
+def test_an_adapter_of_a_newer_kind_is_loaded_by_plain_peft_as_what_it_is(make_job: Any, run: Any, bases: Path) -> None:
+    work_dir = make_job("lora", block={"use_dora": True, "use_rslora": True, "r": 4}, n_epochs=3)
+    run(work_dir)
+    config = json.loads((work_dir / "result" / "adapter_config.json").read_text())
+    assert (config["use_dora"], config["use_rslora"], config["r"]) == (True, True, 4)
+    base = AutoModelForCausalLM.from_pretrained(bases / "tiny")
+    ids = AutoTokenizer.from_pretrained(work_dir / "result")("box", return_tensors="pt")["input_ids"]
+    untrained = base(ids).logits
+    loaded = PeftModel.from_pretrained(base, str(work_dir / "result"))
+    lengths = [name for name, _ in loaded.named_parameters() if "lora_magnitude_vector" in name]
+    assert len(lengths) == 2 * 7  # layers, linear layers of each
+    assert not torch.allclose(loaded(ids).logits, untrained, atol=1e-2)
+
+
 def _require_result(work_dir: Path, tuning: str, base: Path) -> None:
     folder = work_dir / "result"
     names = {path.name for path in folder.rglob("*")}

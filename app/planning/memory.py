@@ -27,8 +27,6 @@ CONTEXT_BYTES = 500 * 1024**2
 """Of a CUDA context, which PyTorch does not count: 0.3 to 1 GB by GPU and driver."""
 SLACK = 0.05
 """Of what comes and goes in a step: blocks that the caching allocator holds and cannot use (3 to 8 % as published)."""
-ROUNDS = 2 * 1024**2
-"""The caching allocator's large blocks are multiples of so many bytes."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,160 @@
+"""Whether a training fits a GPU, and if not the changes that would make it fit, the least harmful first."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+from app.jobs.spec import JobSpec
+from app.planning import recipes
+from app.planning.memory import MemoryEstimate, ModelShape, estimate
+from app.planning.recipes import Facts
+from app.planning.setups import Device, setup_of
+
+GIB = 1024**3
+GPUS = {
+    "16 GB": 15.0,
+    "24 GB": 22.5,
+    "40 GB": 40.0,
+    "48 GB": 45.0,
+    "80 GB": 79.6,
+    "141 GB": 140.4,
+}
+"""GiB that the driver reports of the smallest card of a class: T4, L4, A100-40, L40S, H100, H200."""
+LOWEST_RANK = 8
+SHORTEST = 512
+"""Tokens; a row that is cut shorter has lost what most are there for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One field of a spec set to another value."""
+
+    param: str
+    value: Any
+    cost: str
+    """What it takes, in a sentence."""
+    train_peak: float
+    """Bytes with it and all changes before it."""
+
+
+def peak(spec: JobSpec, facts: Facts, shape: ModelShape, device: Device) -> MemoryEstimate:
+    """What a job would take on such a device, its `auto`s resolved."""
+    setup = setup_of(recipes.resolve(spec, facts), shape, device)
+    on_gpu = device.kind == "cuda"
+    return estimate(shape, replace(setup, reserved=on_gpu, context=on_gpu))
+
+
+def changes(spec: JobSpec, facts: Facts, shape: ModelShape, device: Device, room: float) -> list[Change] | None:
+    """The changes after which it takes at most `room` bytes; none where it does already, None where nothing helps.
+
+    What turns out not to be needed beside the more harmful ones is left out again.
+    """
+
+    def taken(steps: list[Step]) -> float:
+        return peak(_with(spec, steps), facts, shape, device).total
+
+    made: list[Step] = []
+    for kind in KINDS:
+        if taken(made) <= room:
+            break
+        for step in kind(recipes.resolve(_with(spec, made), facts)):
+            if taken([*made, step]) < taken(made):
+                made = [*made, step]
+            if taken(made) <= room:
+                break
+    if taken(made) > room:
+        return None
+    for step in made[:-1]:
+        without = [other for other in made if other is not step]
+        if taken(without) <= room:
+            made = without
+    return _fields(made, taken)
+
+
+Field = tuple[str, Any, str]
+"""A path in the spec, its value, and what that costs."""
+Step = tuple[Field, ...]
+"""Fields that belong together."""
+Kind = Callable[[JobSpec], Iterator[Step]]
+"""From a resolved spec to steps that go ever further."""
+HYPERPARAMETERS = "method.supervised.hyperparameters"
+
+
+def _checkpointing(_: JobSpec) -> Iterator[Step]:
+    yield ((f"{HYPERPARAMETERS}.gradient_checkpointing", True, "Steps take about a third longer."),)
+
+
+def _smaller_batches(spec: JobSpec) -> Iterator[Step]:
+    given = spec.hyperparameters
+    rows, accumulation = given.per_device_train_batch_size, given.gradient_accumulation_steps
+    while isinstance(rows, int) and isinstance(accumulation, int) and rows > 1 and rows % 2 == 0:
+        rows, accumulation = rows // 2, accumulation * 2
+        yield (
+            (f"{HYPERPARAMETERS}.per_device_train_batch_size", rows, "Steps are the same, and a little slower."),
+            (f"{HYPERPARAMETERS}.gradient_accumulation_steps", accumulation, "So that a step has as many rows."),
+        )
+
+
+def _eight_bit_optimizer(_: JobSpec) -> Iterator[Step]:
+    yield ((f"{HYPERPARAMETERS}.optim", "adamw_bnb_8bit", "The optimizer's states are rounded."),)
+
+
+def _adapter(spec: JobSpec) -> Iterator[Step]:
+    if spec.tuning.type == "full":
+        yield (("tuning.type", "lora", "An adapter moves instead of every weight: less room for new knowledge."),)
+
+
+def _four_bits(_: JobSpec) -> Iterator[Step]:
+    yield (("tuning.type", "qlora", "The base is rounded to 4 bits, and steps take longer."),)
+
+
+def _lower_rank(spec: JobSpec) -> Iterator[Step]:
+    rank = getattr(spec.tuning, "r", None)
+    while isinstance(rank, int) and rank > LOWEST_RANK:
+        rank = max(LOWEST_RANK, rank // 2)
+        yield (("tuning.r", rank, "An adapter of a lower rank holds less."),)
+
+
+def _shorter_rows(spec: JobSpec) -> Iterator[Step]:
+    length = spec.hyperparameters.max_length
+    while isinstance(length, int) and length > SHORTEST:
+        length = max(SHORTEST, length // 2)
+        yield (
+            (f"{HYPERPARAMETERS}.max_length", length, "Longer rows lose their end."),
+            (f"{HYPERPARAMETERS}.truncate", True, "So that longer rows are cut, not refused."),
+        )
+
+
+KINDS: tuple[Kind, ...] = (
+    _checkpointing,
+    _smaller_batches,
+    _eight_bit_optimizer,
+    _adapter,
+    _four_bits,
+    _lower_rank,
+    _shorter_rows,
+)
+"""In order of harm."""
+
+
+def _with(spec: JobSpec, steps: list[Step]) -> JobSpec:
+    """The spec with some fields set. Where a full tuning becomes an adapter, all else of the adapter is `auto`."""
+    body = spec.model_dump(mode="json")
+    for param, value, _ in (field for step in steps for field in step):
+        if param == "tuning.type" and body["tuning"]["type"] == "full":
+            body["tuning"] = {}
+        *path, name = param.split(".")
+        place = body
+        for part in path:
+            place = place[part]
+        place[name] = value
+        if name == "per_device_train_batch_size":
+            place["batch_size"] = "auto"  # it is what the two numbers make
+    return type(spec).model_validate(body)
+
+
+def _fields(steps: list[Step], taken: Callable[[list[Step]], float]) -> list[Change]:
+    """Field by field, the last value of each."""
+    last = {param: (param, value, cost) for step in steps for param, value, cost in step}
+    fields: list[Step] = [(field,) for field in last.values()]
+    return [Change(*field[0], taken(fields[: number + 1])) for number, field in enumerate(fields)]

@@ -17,12 +17,11 @@ from typing import Literal
 
 from app.jobs.spec import JobSpec
 from app.planning import recipes
-from app.planning.fitting import peak
+from app.planning.fitting import GIB, peak
 from app.planning.memory import FULL_LOSS, ModelShape, Role, TrainingSetup, Weights, estimate, trained_params
 from app.planning.recipes import Facts
-from app.planning.setups import Device, setup_of
+from app.planning.setups import STATES, Device, setup_of
 
-GIB = 1024**3
 Row = Mapping[str, str]
 
 CHUNKED_LOSS = 8.0
@@ -141,7 +140,7 @@ def _weights(said: str) -> Weights:
 
 def _state_bytes(said: str, optimizer: str, trained: str) -> float:
     if "8bit" in optimizer or "8-bit" in optimizer or "8bit" in said or "int8" in said:
-        return 2.03  # and an fp32 maximum for each block of 256
+        return STATES["adamw_bnb_8bit"][0]
     if "sgd" in optimizer:
         return 0.0
     if "bf16" in said:

@@ -6,7 +6,9 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoConfig, GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from app.planning.memory import ModelShape
 
 CHATML = (
     "{% for message in messages %}"
@@ -50,6 +52,22 @@ def make_base(
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+def config_of(family: str, shape: ModelShape, **options: Any) -> Any:
+    """The config that a model of some family has where it has this shape."""
+    return AutoConfig.for_model(
+        family,
+        hidden_size=shape.hidden_size,
+        num_hidden_layers=shape.num_layers,
+        num_attention_heads=shape.num_heads,
+        num_key_value_heads=shape.num_kv_heads,
+        head_dim=shape.head_dim,
+        intermediate_size=shape.intermediate_size,
+        vocab_size=shape.vocab_size,
+        tie_word_embeddings=shape.tied_embeddings,
+        **options,
+    )
 
 
 def make_tokenizer(chat_template: str = CHATML) -> PreTrainedTokenizerFast:

@@ -277,10 +277,10 @@ def check(
             report.rows += 1
         else:
             report.add(item)
-            wrong = wrong or (patience is not None and item.severity == "error")
-        if not wrong:
+            wrong = wrong or item.severity == "error"
+        if patience is None or not wrong:
             continue
-        if patience is not None and until == math.inf and somebody_waits():
+        if until == math.inf and somebody_waits():
             until = time.monotonic() + patience
         if time.monotonic() > until:
             report.broken_off_after = report.rows + report.bad_rows

@@ -11,7 +11,7 @@ from app.auth import Project
 from app.db import let_rest, new_id
 from app.errors import InvalidRequest, NotFound, TooLarge
 from app.files import sources
-from app.files.judging import UNJUDGED, Judgement, Judging, judge
+from app.files.judging import UNJUDGED, Judgement, Judging
 from app.files.models import File
 from app.pages import Page, page_of
 from app.queue import PREPARE
@@ -59,7 +59,7 @@ def receive(
     _require_size(incoming.bytes, param="file")
     incoming.sync()
     # Before the first statement: a large file takes longer to read than a transaction may rest.
-    judgement = (judging.end() if judging else judge(incoming.path)) if purpose == FINE_TUNE else UNJUDGED
+    judgement = (judging or Judging(incoming.path)).end() if purpose == FINE_TUNE else UNJUDGED
     require_room(session, project, incoming.bytes, param="file", reserved=reserved)
     # Storing the bytes is a copy over the network where storage is a bucket, with this transaction open.
     let_rest(session)

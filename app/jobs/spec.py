@@ -312,3 +312,10 @@ class JobSpec(SpecPart):
     def hyperparameters(self) -> SupervisedHyperparameters:
         """The block of the method in use."""
         return self.method.supervised.hyperparameters
+
+
+def resolved(value: object) -> int:
+    """An integer of a resolved spec. Raises `TypeError` for what is still `auto`."""
+    if not isinstance(value, int):
+        raise TypeError(f"the spec is not resolved: {value!r} stands where a number should")
+    return value

@@ -54,15 +54,16 @@ def changes(spec: JobSpec, facts: Facts, shape: ModelShape, device: Device, room
         return peak(_with(spec, steps), facts, shape, device).total
 
     made: list[Step] = []
+    now = taken(made)
     for kind in KINDS:
-        if taken(made) <= room:
+        if now <= room:
             break
         for step in kind(recipes.resolve(_with(spec, made), facts)):
-            if taken([*made, step]) < taken(made):
-                made = [*made, step]
-            if taken(made) <= room:
+            if (then := taken([*made, step])) < now:
+                made, now = [*made, step], then
+            if now <= room:
                 break
-    if taken(made) > room:
+    if now > room:
         return None
     for step in made[:-1]:
         without = [other for other in made if other is not step]

@@ -3,7 +3,7 @@
 Nothing in it is fitted to measurements. Each term is a tensor that PyTorch or a library is known to hold, at one of
 four moments: while the loss is computed, while the last and the first block are differentiated, and while the
 optimizer steps. The estimate is the largest of the four. What autograd saves of a block was read off the code of
-transformers, PEFT, litgpt and torchtune, and is held against real training steps in `tests/planning`.
+transformers, PEFT, litgpt and torchtune, and is held against real training steps in `tests/app/planning`.
 """
 
 from dataclasses import dataclass, field, replace
@@ -174,6 +174,11 @@ class TrainingSetup:
     context: bool = False
     """Count the CUDA context, as `nvidia-smi` does."""
 
+    @property
+    def moves_vocabulary(self) -> bool:
+        """Whether the output layer's own weights are trained."""
+        return self.tuning == "full" or self.trains_vocabulary
+
 
 @dataclass(frozen=True, slots=True)
 class MemoryEstimate:
@@ -326,7 +331,7 @@ def _weights(shape: ModelShape, setup: TrainingSetup) -> tuple[float, float]:
 
 def _largest_gradient(shape: ModelShape, setup: TrainingSetup) -> float:
     """Of one parameter: the output layer's comes first, and is the largest in most models."""
-    if setup.tuning == "full" or setup.trains_vocabulary:
+    if setup.moves_vocabulary:
         return max(shape.vocabulary_params, _size(shape, "up")) * BYTES[setup.trained]
     return 0.0
 
@@ -373,7 +378,7 @@ def _loss(shape: ModelShape, setup: TrainingSetup) -> float:
     rows, columns = min(tokens, setup.loss_tile[0]), setup.loss_tile[1]
     tile = BYTES[setup.compute] * columns  # as wide as it can be, whatever the vocabulary
     copies = setup.tile_copies * 4.0 * min(columns, shape.vocab_size)
-    trained = setup.tuning == "full" or setup.trains_vocabulary
+    trained = setup.moves_vocabulary
     gradients = 4.0 * shape.hidden_size * (tokens + (shape.vocab_size if trained else 0))
     return rows * (tile + copies) + gradients
 
@@ -386,7 +391,7 @@ def _boundary(shape: ModelShape, setup: TrainingSetup) -> float:
 def _ends(shape: ModelShape, setup: TrainingSetup) -> float:
     """Bytes a token before the first and after the last block: the last norm, and the output layer's input."""
     norm = _norm(shape, setup)
-    trained = setup.tuning == "full" or setup.trains_vocabulary or "head" in setup.targets
+    trained = setup.moves_vocabulary or "head" in setup.targets
     return norm + shape.hidden_size * BYTES[setup.compute] * (2 if trained else 1)
 
 

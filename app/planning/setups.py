@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from app.jobs.spec import JobSpec, LoraTuning, QloraTuning
+from app.jobs.spec import JobSpec, LoraTuning, QloraTuning, resolved
 from app.planning.memory import ATTENTION, ModelShape, Role, TrainingSetup, Weights
 
 STATES = {
@@ -55,12 +55,12 @@ def setup_of(spec: JobSpec, shape: ModelShape, device: Device) -> TrainingSetup:
     """The step of a resolved spec. Raises `TypeError` for one that is not resolved."""
     given, tuning = spec.hyperparameters, spec.tuning
     states, step = STATES[given.optim]
-    rows = _number(given.per_device_train_batch_size)
+    rows = resolved(given.per_device_train_batch_size)
     weights: Weights = "fp32" if tuning.type == "full" else device.precision
     return TrainingSetup(
         tuning=tuning.type,
         micro_batch=rows,
-        length=_number(given.max_length),
+        length=resolved(given.max_length),
         weights="nf4_double" if isinstance(tuning, QloraTuning) else weights,
         compute=device.precision,
         autocast=device.precision == "bf16",
@@ -68,8 +68,8 @@ def setup_of(spec: JobSpec, shape: ModelShape, device: Device) -> TrainingSetup:
         state_bytes=states,
         step_bytes=step if device.kind == "cuda" else 0.0,  # on a CPU torch goes parameter by parameter
         states_in_host_memory=given.optim.startswith("paged") and device.kind == "cuda",
-        accumulates=_number(given.gradient_accumulation_steps) > 1,
-        rank=_number(tuning.r) if isinstance(tuning, LoraTuning) else 0,
+        accumulates=resolved(given.gradient_accumulation_steps) > 1,
+        rank=resolved(tuning.r) if isinstance(tuning, LoraTuning) else 0,
         targets=targets_of(tuning, shape) if isinstance(tuning, LoraTuning) else frozenset(),
         dropout=isinstance(tuning, LoraTuning) and tuning.lora_dropout > 0,
         mask_bytes=1.0 if device.kind == "cuda" else 4.0,
@@ -89,9 +89,3 @@ def targets_of(tuning: LoraTuning, shape: ModelShape) -> frozenset[Role]:
         return frozenset((*ATTENTION, *shape.mlp))
     named = {role for name in tuning.target_modules for role in ROLES.get(name.rsplit(".", 1)[-1], ())}
     return frozenset(named & {*ATTENTION, *shape.mlp})
-
-
-def _number(value: object) -> int:
-    if not isinstance(value, int):
-        raise TypeError(f"the spec is not resolved: {value!r} stands where a number should")
-    return value

@@ -10,7 +10,7 @@ from peft import LoraConfig, TaskType
 from transformers import BitsAndBytesConfig
 from trl import SFTConfig
 
-from app.jobs.spec import JobSpec, LoraTuning
+from app.jobs.spec import JobSpec, LoraTuning, resolved
 from app.planning import recipes
 from worker.training.device import Device
 
@@ -19,8 +19,8 @@ def lora_config(tuning: LoraTuning) -> LoraConfig:
     """The adapter's shape. `r` and `lora_alpha` are numbers: the spec is resolved."""
     return LoraConfig(
         task_type=TaskType.CAUSAL_LM,
-        r=_number(tuning.r),
-        lora_alpha=_number(tuning.lora_alpha),
+        r=resolved(tuning.r),
+        lora_alpha=resolved(tuning.lora_alpha),
         lora_dropout=tuning.lora_dropout,
         target_modules=tuning.target_modules,
         use_dora=tuning.use_dora,
@@ -51,11 +51,11 @@ def sft_config(spec: JobSpec, device: Device, output_dir: Path) -> SFTConfig:
     given = spec.hyperparameters
     return SFTConfig(
         output_dir=str(output_dir),
-        num_train_epochs=_number(given.n_epochs),
+        num_train_epochs=resolved(given.n_epochs),
         max_steps=given.max_steps or -1,
-        per_device_train_batch_size=_number(given.per_device_train_batch_size),
+        per_device_train_batch_size=resolved(given.per_device_train_batch_size),
         per_device_eval_batch_size=recipes.rows_at_a_time(spec),
-        gradient_accumulation_steps=_number(given.gradient_accumulation_steps),
+        gradient_accumulation_steps=resolved(given.gradient_accumulation_steps),
         learning_rate=float(given.learning_rate),
         lr_scheduler_type=given.lr_scheduler_type,
         warmup_steps=float(given.warmup_ratio),  # transformers 5 takes the fraction here
@@ -65,15 +65,15 @@ def sft_config(spec: JobSpec, device: Device, output_dir: Path) -> SFTConfig:
         optim=given.optim,
         gradient_checkpointing=bool(given.gradient_checkpointing),
         gradient_checkpointing_kwargs={"use_reentrant": False} if given.gradient_checkpointing else None,
-        max_length=_number(given.max_length),
+        max_length=resolved(given.max_length),
         packing=bool(given.packing),  # batches without padding, positions that restart at each row of a pack
         packing_strategy="bfd",
         eval_packing=False,
         dataset_kwargs={"skip_prepare_dataset": True},  # preparing has made ids, labels and packs
         bf16=device.precision == "bf16",
         use_cpu=device.kind == "cpu",
-        seed=_number(spec.seed),
-        data_seed=_number(spec.seed),
+        seed=resolved(spec.seed),
+        data_seed=resolved(spec.seed),
         logging_steps=1,
         logging_nan_inf_filter=False,  # a NaN shall be seen, not replaced by the mean
         logging_strategy="steps",
@@ -85,10 +85,3 @@ def sft_config(spec: JobSpec, device: Device, output_dir: Path) -> SFTConfig:
         report_to="none",
         disable_tqdm=True,
     )
-
-
-def _number(value: object) -> int:
-    """An integer of a resolved spec. Raises `TypeError` for what is still `auto`."""
-    if not isinstance(value, int):
-        raise TypeError(f"the spec is not resolved: {value!r} stands where a number should")
-    return value

@@ -6,11 +6,10 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoModelForCausalLM
 
 from app.planning.memory import ModelShape, Role, TrainingSetup, estimate, trained_params
-
-GIB = 1024**3
+from tests import tiny
 
 LLAMA_3_8B = ModelShape(4096, 32, 32, 8, 128, 14336, 128256)
 LLAMA_3_2_3B = ModelShape(3072, 28, 24, 8, 128, 8192, 128256, tied_embeddings=True)
@@ -39,17 +38,7 @@ NAMES: dict[Role, str] = {role: f"{role}_proj" for role in ALL}
 
 def on_meta(family: str, shape: ModelShape) -> Any:
     """The model as transformers makes it, without weights."""
-    config = AutoConfig.for_model(
-        family,
-        hidden_size=shape.hidden_size,
-        num_hidden_layers=shape.num_layers,
-        num_attention_heads=shape.num_heads,
-        num_key_value_heads=shape.num_kv_heads,
-        head_dim=shape.head_dim,
-        intermediate_size=shape.intermediate_size,
-        vocab_size=shape.vocab_size,
-        tie_word_embeddings=shape.tied_embeddings,
-    )
+    config = tiny.config_of(family, shape)
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(config)
 

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoModelForCausalLM
 
 from app.planning.memory import MLP, ModelShape, Role, TrainingSetup, estimate
+from tests import tiny
 from worker.training.live import LiveStorages
 
 SHAPE = ModelShape(128, 4, 4, 2, 32, 352, 1000)
@@ -81,19 +82,7 @@ CASES = [
 def peak_of(case: Case) -> int:
     """Bytes of tensors at the peak of the second step, when the optimizer has its states."""
     shape, setup = case.shape, case.setup
-    config = AutoConfig.for_model(
-        case.family,
-        hidden_size=shape.hidden_size,
-        num_hidden_layers=shape.num_layers,
-        num_attention_heads=shape.num_heads,
-        num_key_value_heads=shape.num_kv_heads,
-        head_dim=shape.head_dim,
-        intermediate_size=shape.intermediate_size,
-        vocab_size=shape.vocab_size,
-        tie_word_embeddings=shape.tied_embeddings,
-        pad_token_id=0,
-        **case.options,
-    )
+    config = tiny.config_of(case.family, shape, pad_token_id=0, **case.options)
     dtype = torch.bfloat16 if setup.weights == "bf16" else torch.float32
     model: Any = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa", dtype=dtype)
     if setup.checkpointing:

@@ -71,8 +71,10 @@ def to_the_end(body: bytes) -> Answer:
 
 def _answer(body: bytes, status: int, media_type: str, announced: int, headers: dict[str, str]) -> Answer:
     def answer(handler: BaseHTTPRequestHandler) -> None:
+        # the client must not ask again on a connection that this server is about to close
         handler.send_response(status)
-        for name, value in {"content-type": media_type, "content-length": str(announced), **headers}.items():
+        said = {"content-type": media_type, "content-length": str(announced), "connection": "close"}
+        for name, value in (said | headers).items():
             handler.send_header(name.replace("_", "-"), value)
         handler.end_headers()
         handler.wfile.write(body)

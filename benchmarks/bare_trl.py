@@ -1,7 +1,7 @@
 """A fine-tune as a plain TRL script would do it, with nothing of the service: what the trainer is held against.
 
-`python benchmarks/bare_trl.py BASE ROWS.jsonl JOB.json OUT [--dtype bfloat16]`: rows of prompt and completion as TRL
-takes them, the numbers of a resolved job.json. Prints a JSON line for each step, and one for each phase.
+`python benchmarks/bare_trl.py BASE ROWS.jsonl JOB.json OUT [--dtype bfloat16]`: rows as TRL takes them for the
+method, the numbers of a resolved job.json. Prints a JSON line for each step, and one for each phase.
 """
 
 import argparse
@@ -14,9 +14,27 @@ import torch
 from datasets import Dataset
 from peft import LoraConfig
 from peft.optimizers import create_loraplus_optimizer
-from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, TrainerCallback
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    TrainerCallback,
+    set_seed,
+)
 from transformers.trainer_callback import PrinterCallback
-from trl import SFTConfig, SFTTrainer
+from trl import (
+    DPOConfig,
+    DPOTrainer,
+    KTOConfig,
+    KTOTrainer,
+    RewardConfig,
+    RewardTrainer,
+    SFTConfig,
+    SFTTrainer,
+)
+from trl.experimental.cpo import CPOConfig, CPOTrainer
+from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 
 
 class Tell(TrainerCallback):
@@ -53,11 +71,11 @@ def main() -> None:
     tell(phase="saved")
 
 
-def build(base: Path, rows: Path, spec: dict[str, Any], out: Path, dtype: torch.dtype) -> SFTTrainer:
-    """TRL's trainer, the way its documentation does it."""
-    given, tuning = spec["method"]["supervised"]["hyperparameters"], spec["tuning"]
-    full = tuning["type"] == "full"
-    options = {}
+def build(base: Path, rows: Path, spec: dict[str, Any], out: Path, dtype: torch.dtype) -> Any:
+    """TRL's trainer for the spec's method, the way its documentation does it."""
+    method, tuning = spec["method"]["type"], spec["tuning"]
+    given, full = spec["method"][method]["hyperparameters"], tuning["type"] == "full"
+    options: dict[str, Any] = {}
     if tuning["type"] == "qlora":
         options["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True,
@@ -65,46 +83,50 @@ def build(base: Path, rows: Path, spec: dict[str, Any], out: Path, dtype: torch.
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=dtype,
         )
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32 if full else dtype, **options)
-    trainer = SFTTrainer(
-        model=model,
+    kind: Any = AutoModelForCausalLM
+    if method == "reward":
+        kind, options["num_labels"] = AutoModelForSequenceClassification, 1
+        set_seed(spec["seed"])
+    trainer_of, config_of, own = of_method(method, given)
+    args = config_of(
+        output_dir=str(out),
+        num_train_epochs=given["n_epochs"],
+        max_steps=given["max_steps"] or -1,
+        per_device_train_batch_size=given["per_device_train_batch_size"],
+        gradient_accumulation_steps=given["gradient_accumulation_steps"],
+        learning_rate=given["learning_rate"],
+        lr_scheduler_type=given["lr_scheduler_type"],
+        warmup_steps=given["warmup_ratio"],
+        weight_decay=given["weight_decay"],
+        max_grad_norm=given["max_grad_norm"],
+        neftune_noise_alpha=given["neftune_noise_alpha"],
+        optim=given["optim"],
+        gradient_checkpointing=given["gradient_checkpointing"],
+        max_length=given["max_length"],
+        bf16=dtype == torch.bfloat16,
+        use_cpu=not torch.cuda.is_available(),
+        seed=spec["seed"],
+        data_seed=spec["seed"],
+        logging_steps=1,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        **own,
+    )
+    adapter = LoraConfig(
+        task_type="SEQ_CLS" if method == "reward" else "CAUSAL_LM",
+        **{
+            name: tuning[name]
+            for name in ("r", "lora_alpha", "lora_dropout", "target_modules", "use_dora", "use_rslora")
+            if not full
+        },
+    )
+    trainer = trainer_of(
+        model=kind.from_pretrained(base, dtype=torch.float32 if full else dtype, **options),
         processing_class=AutoTokenizer.from_pretrained(base),
         train_dataset=Dataset.from_list([json.loads(line) for line in rows.read_text().splitlines()]),
-        args=SFTConfig(
-            output_dir=str(out),
-            num_train_epochs=given["n_epochs"],
-            max_steps=given["max_steps"] or -1,
-            per_device_train_batch_size=given["per_device_train_batch_size"],
-            gradient_accumulation_steps=given["gradient_accumulation_steps"],
-            learning_rate=given["learning_rate"],
-            lr_scheduler_type=given["lr_scheduler_type"],
-            warmup_steps=given["warmup_ratio"],
-            weight_decay=given["weight_decay"],
-            max_grad_norm=given["max_grad_norm"],
-            neftune_noise_alpha=given["neftune_noise_alpha"],
-            optim=given["optim"],
-            gradient_checkpointing=given["gradient_checkpointing"],
-            max_length=given["max_length"],
-            bf16=dtype == torch.bfloat16,
-            use_cpu=not torch.cuda.is_available(),
-            seed=spec["seed"],
-            data_seed=spec["seed"],
-            logging_steps=1,
-            save_strategy="no",
-            report_to="none",
-            disable_tqdm=True,
-        ),
-        peft_config=None
-        if full
-        else LoraConfig(
-            task_type="CAUSAL_LM",
-            r=tuning["r"],
-            lora_alpha=tuning["lora_alpha"],
-            lora_dropout=tuning["lora_dropout"],
-            target_modules=tuning["target_modules"],
-            use_dora=tuning["use_dora"],
-            use_rslora=tuning["use_rslora"],
-        ),
+        args=args,
+        peft_config=None if full else adapter,
     )
     if tuning["type"] == "qlora":
         # The one thing the recipe does otherwise: TRL casts the adapter to bf16, which rounds small updates away.
@@ -112,12 +134,32 @@ def build(base: Path, rows: Path, spec: dict[str, Any], out: Path, dtype: torch.
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()
     if not full and tuning["loraplus_lr_ratio"]:
-        kind, options = SFTTrainer.get_optimizer_cls_and_kwargs(trainer.args)
+        optimizer, options = trainer_of.get_optimizer_cls_and_kwargs(trainer.args)
         ratio = {"loraplus_lr_ratio": tuning["loraplus_lr_ratio"], "loraplus_weight_decay": given["weight_decay"]}
-        trainer.optimizer = create_loraplus_optimizer(trainer.model, kind, **options, **ratio)
+        trainer.optimizer = create_loraplus_optimizer(trainer.model, optimizer, **options, **ratio)
     trainer.add_callback(Tell())
     trainer.remove_callback(PrinterCallback)
     return trainer
+
+
+def of_method(method: str, given: dict[str, Any]) -> tuple[Any, Any, dict[str, Any]]:
+    """TRL's trainer, its configuration's class, and the numbers that this one alone has."""
+    match method:
+        case "dpo":
+            own = {name: given[name] for name in ("beta", "loss_type", "label_smoothing")}
+            return DPOTrainer, DPOConfig, own
+        case "kto":
+            own = {name: given[name] for name in ("beta", "desirable_weight", "undesirable_weight")}
+            return KTOTrainer, KTOConfig, own
+        case "orpo":
+            return ORPOTrainer, ORPOConfig, {"beta": given["beta"]}
+        case "simpo":
+            own = {"beta": given["beta"], "simpo_gamma": given["simpo_gamma"]}
+            return CPOTrainer, CPOConfig, {"loss_type": "simpo", "cpo_alpha": 0.0, **own}
+        case "reward":
+            return RewardTrainer, RewardConfig, {"center_rewards_coefficient": given["center_rewards_coefficient"]}
+        case _:
+            return SFTTrainer, SFTConfig, {}
 
 
 if __name__ == "__main__":

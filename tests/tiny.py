@@ -112,6 +112,31 @@ def prompt_rows(count: int) -> list[dict[str, Any]]:
     ]
 
 
+def preference_rows(count: int) -> list[dict[str, Any]]:
+    """The same with the answer that is wanted, and another one of another length."""
+    return [
+        {
+            "prompt": row["prompt"],
+            "chosen": row["completion"],
+            "rejected": f" not {COLOURS[(index + 1) % 5]}" + "!" * (index % 3),
+        }
+        for index, row in enumerate(prompt_rows(count))
+    ]
+
+
+def unpaired_rows(count: int) -> list[dict[str, Any]]:
+    """Single answers, by turns wanted and not."""
+    return [
+        {"prompt": row["prompt"], "completion": row["chosen" if index % 2 else "rejected"], "label": bool(index % 2)}
+        for index, row in enumerate(preference_rows(count))
+    ]
+
+
+def text_rows(count: int) -> list[dict[str, Any]]:
+    """The same as plain text."""
+    return [{"text": row["prompt"] + row["completion"]} for row in prompt_rows(count)]
+
+
 def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> Path:
     """One row a line."""
     path.write_bytes(jsonl(rows))

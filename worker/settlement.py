@@ -17,7 +17,7 @@ from app.files import service as files
 from app.jobs import lifecycle, metrics
 from app.jobs.models import Job
 from app.jobs.prepared import Prepared
-from app.planning import recipes
+from app.planning import guardrails, recipes
 from app.registry import manifest as manifests
 from app.registry import service as registry
 from app.registry.manifest import Manifest
@@ -117,7 +117,7 @@ def _queue_training(session: Session, claim: Claim, prepared: Prepared) -> None:
         claim,
         prepared=prepared,
         resolved=recipes.resolve(spec, facts),
-        warnings=recipes.warnings(spec, facts),
+        warnings=guardrails.warnings(spec, facts),
     )
 
 

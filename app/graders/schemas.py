@@ -7,7 +7,7 @@ from pydantic import BaseModel, Field
 from app.graders.run import Grade
 from app.graders.spec import Grader, MultiGrader, StringCheck, TextSimilarity
 from app.graders.templates import MAX_CHARACTERS
-from app.jobs.spec import SpecPart
+from app.jobs.parts import SpecPart
 
 
 class GraderValidate(SpecPart):

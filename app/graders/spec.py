@@ -11,7 +11,7 @@ from pydantic_core import PydanticCustomError
 
 from app.graders import formula, templates
 from app.graders.metrics import Metric
-from app.jobs.spec import SpecPart, Text
+from app.jobs.parts import SpecPart, Text
 
 _ELSEWHERE = {
     "score_model": "there is no model here that grades",

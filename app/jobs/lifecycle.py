@@ -17,7 +17,7 @@ from app.jobs.models import Job, JobCheckpoint, JobEvent
 from app.jobs.prepared import Prepared
 from app.jobs.spec import JobSpec
 from app.jobs.status import FINAL, JobStatus, sources
-from app.planning.recipes import Guardrail
+from app.planning.guardrails import Guardrail
 from app.queue import PREPARE
 from app.registry.models import RegisteredModel
 from app.webhooks import service as webhooks

@@ -58,7 +58,7 @@ class JobRead(BaseModel):
     def of(cls, job: Job) -> Self:
         """From the row; numbers stand where `auto` stood, once they are known."""
         spec = job.resolved or job.spec
-        hyperparameters = spec["method"]["supervised"]["hyperparameters"]
+        hyperparameters = spec["method"][spec["method"]["type"]]["hyperparameters"]
         return cls(
             id=job.id,
             created_at=int(job.created_at.timestamp()),

@@ -78,11 +78,10 @@ Step = tuple[Field, ...]
 """Fields that belong together."""
 Kind = Callable[[JobSpec], Iterator[Step]]
 """From a resolved spec to steps that go ever further."""
-HYPERPARAMETERS = "method.supervised.hyperparameters"
 
 
-def _checkpointing(_: JobSpec) -> Iterator[Step]:
-    yield ((f"{HYPERPARAMETERS}.gradient_checkpointing", True, "Steps take about a third longer."),)
+def _checkpointing(spec: JobSpec) -> Iterator[Step]:
+    yield ((spec.param("gradient_checkpointing"), True, "Steps take about a third longer."),)
 
 
 def _smaller_batches(spec: JobSpec) -> Iterator[Step]:
@@ -91,13 +90,13 @@ def _smaller_batches(spec: JobSpec) -> Iterator[Step]:
     while isinstance(rows, int) and isinstance(accumulation, int) and rows > 1 and rows % 2 == 0:
         rows, accumulation = rows // 2, accumulation * 2
         yield (
-            (f"{HYPERPARAMETERS}.per_device_train_batch_size", rows, "Steps are the same, and a little slower."),
-            (f"{HYPERPARAMETERS}.gradient_accumulation_steps", accumulation, "So that a step has as many rows."),
+            (spec.param("per_device_train_batch_size"), rows, "Steps are the same, and a little slower."),
+            (spec.param("gradient_accumulation_steps"), accumulation, "So that a step has as many rows."),
         )
 
 
-def _eight_bit_optimizer(_: JobSpec) -> Iterator[Step]:
-    yield ((f"{HYPERPARAMETERS}.optim", "adamw_bnb_8bit", "The optimizer's states are rounded."),)
+def _eight_bit_optimizer(spec: JobSpec) -> Iterator[Step]:
+    yield ((spec.param("optim"), "adamw_bnb_8bit", "The optimizer's states are rounded."),)
 
 
 def _adapter(spec: JobSpec) -> Iterator[Step]:
@@ -121,8 +120,8 @@ def _shorter_rows(spec: JobSpec) -> Iterator[Step]:
     while isinstance(length, int) and length > SHORTEST:
         length = max(SHORTEST, length // 2)
         yield (
-            (f"{HYPERPARAMETERS}.max_length", length, "Longer rows lose their end."),
-            (f"{HYPERPARAMETERS}.truncate", True, "So that longer rows are cut, not refused."),
+            (spec.param("max_length"), length, "Longer rows lose their end."),
+            (spec.param("truncate"), True, "So that longer rows are cut, not refused."),
         )
 
 

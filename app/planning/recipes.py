@@ -7,29 +7,33 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from app.files.spec import Auto, DataSpec
-from app.jobs.prepared import Prepared
-from app.jobs.spec import (
+from app.jobs.methods import (
     HIGHEST_LEARNING_RATE,
     LARGEST_BATCH,
     SHORTEST_MAX_LENGTH,
-    FullTuning,
-    JobSpec,
-    LoraTuning,
+    DpoHyperparameters,
+    KtoHyperparameters,
+    OrpoHyperparameters,
+    SimpoHyperparameters,
 )
+from app.jobs.prepared import Prepared
+from app.jobs.spec import JobSpec, LoraTuning
 
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """Defaults of one tuning, for a base of hidden size 4096."""
+    """Defaults of one method and tuning, for a base of hidden size 4096."""
 
     learning_rate: float
     n_epochs: int
     per_device_train_batch_size: int
     gradient_accumulation_steps: int
-    weight_decay: float
+    weight_decay: float = 0.0
     warmup_ratio: float = 0.03
     lr_scheduler_type: str = "cosine"
     max_grad_norm: float = 1.0  # transformers' own default
+    beta: float | None = None
+    """Of the methods that have one."""
 
     @property
     def rows(self) -> int:
@@ -55,12 +59,57 @@ LORA_R = 16
 LORA_ALPHA = 32
 """Kept at every rank: with alpha / r the best rate hardly moves with r (LoRA Without Regret)."""
 
-RECIPES: dict[str, Recipe] = {"full": FULL, "lora": LORA, "qlora": LORA}
+LARGER_FOR_LORA = 10
+"""An adapter's rate over a full fine-tune's, where only the latter was published (LoRA Without Regret)."""
+DPO = Recipe(
+    learning_rate=5e-7,  # Zephyr's (Tunstall et al. 2023), and 5e-6 of its QLoRA in the alignment handbook
+    n_epochs=1,  # a second one gains little and leaves the reference further (Zephyr: 1 to 3)
+    per_device_train_batch_size=1,
+    gradient_accumulation_steps=32,  # its paper's 32 to 64 pairs
+    warmup_ratio=0.1,
+    beta=0.1,  # its paper (Rafailov et al. 2023), and TRL's default
+)
+PREFERENCES: dict[str, Recipe] = {
+    "dpo": DPO,
+    # Within the 5e-7 to 5e-6 that go with a beta of 0.1 (TRL's page on KTO); at least 2 rows at a time.
+    "kto": replace(DPO, per_device_train_batch_size=2, gradient_accumulation_steps=16),
+    "orpo": replace(DPO, learning_rate=5e-6),  # its paper (Hong et al. 2024): 8e-6, Mistral 5e-6, lambda 0.1
+    "simpo": replace(DPO, beta=2.0),  # its paper (Meng et al. 2024): 3e-7 to 1e-6, beta 2 to 2.5
+    "reward": replace(DPO, learning_rate=1e-5, warmup_ratio=0.03, beta=None),  # InstructGPT's 6B: 9e-6, one epoch
+}
+"""Full fine-tuning on preferences. Without weight decay: what holds a model back there is its reference or its loss."""
+SIMPO_GAMMA = 0.5
+"""Over beta, as the authors advise to begin with."""
+ROBUST_SMOOTHING = 0.1
+"""What *Robust DPO* (Chowdhury et al. 2024) takes for the share of preferences the wrong way round."""
 
-DORA_UP_TO = 32
-"""Its paper (Liu et al. 2024, on ranks) gains most at 4 and 8; from 32 on the field pays for it without a gain."""
-RSLORA_FROM = 64
-"""PEFT's own comparison, Llama-3.2-3B on GSM8K: 51.3 % at rank 64 with rsLoRA, 47.8 % at rank 32 without."""
+
+def _for_lora(full: Recipe) -> Recipe:
+    at_a_time = 2 * full.per_device_train_batch_size
+    return replace(
+        full,
+        learning_rate=LARGER_FOR_LORA * full.learning_rate,
+        per_device_train_batch_size=at_a_time,
+        gradient_accumulation_steps=full.rows // at_a_time,
+    )
+
+
+RECIPES: dict[tuple[str, str], Recipe] = {
+    ("supervised", "full"): FULL,
+    ("supervised", "lora"): LORA,
+    # The same loss on other rows, of which there are many more: one pass.
+    ("continued_pretraining", "full"): FULL,
+    ("continued_pretraining", "lora"): replace(LORA, n_epochs=1),
+    **{(method, "full"): recipe for method, recipe in PREFERENCES.items()},
+    **{(method, "lora"): _for_lora(recipe) for method, recipe in PREFERENCES.items()},
+}
+"""By method and tuning; QLoRA's are LoRA's."""
+
+
+def recipe_of(spec: JobSpec) -> Recipe:
+    """The defaults for this method and tuning."""
+    return RECIPES[spec.method.type, "full" if spec.tuning.type == "full" else "lora"]
+
 
 WIDTH_EXPONENTS = {"llama": 0.781, "qwen2": 0.0775, "qwen3": 0.0775}
 """p in (4096 / hidden)^p by `model_type`: the fit of *LoRA Without Regret* (Thinking Machines, 2025)."""
@@ -109,16 +158,6 @@ class Facts:
     """Share of the rows that is not trained on."""
 
 
-@dataclass(frozen=True, slots=True)
-class Guardrail:
-    """Something that works but deserves a second look."""
-
-    code: str
-    message: str
-    param: str | None = None
-    suggestion: str | None = None
-
-
 def facts_of(prepared: Prepared, *, device: Literal["cpu", "cuda"]) -> Facts:
     """What preparing found, as far as a recipe needs it."""
     parts = [prepared.train, *([prepared.validation] if prepared.validation else [])]
@@ -158,21 +197,21 @@ def max_length(spec: JobSpec, *, longest_row: int, context_length: int) -> int:
 
 def rows_at_a_time(spec: JobSpec) -> int:
     """Rows of a batch on a device where no packs are trained: without packing, and in evaluations."""
-    recipe = RECIPES[spec.tuning.type]
+    recipe = recipe_of(spec)
     if spec.hyperparameters.packing is True:  # then what is given counts packs
         return recipe.per_device_train_batch_size
-    return _batch(spec, recipe)["per_device_train_batch_size"]
+    return batch(spec, recipe)["per_device_train_batch_size"]
 
 
 def most_rows_per_pack(spec: JobSpec) -> int:
     """A pack is at most one step of the recipe, however short its rows: fewer and larger steps learn less."""
-    return RECIPES[spec.tuning.type].rows
+    return recipe_of(spec).rows
 
 
 def packing(spec: JobSpec) -> Auto | bool:
     """Whether to pack: as given; not by itself where a given batch counts rows; `auto`: if it `is_worth_packing`."""
     given = spec.hyperparameters.packing
-    return False if given == "auto" and _gives_batch_numbers(spec) else given
+    return False if given == "auto" and gives_batch_numbers(spec) else given
 
 
 def is_worth_packing(model_type: str, saves: float) -> bool:
@@ -180,7 +219,8 @@ def is_worth_packing(model_type: str, saves: float) -> bool:
     return model_type in KEEPS_ROWS_APART and saves >= PACKING_SAVES
 
 
-def _gives_batch_numbers(spec: JobSpec) -> bool:
+def gives_batch_numbers(spec: JobSpec) -> bool:
+    """Whether one of the three numbers of a batch is given."""
     return any(getattr(spec.hyperparameters, name) != "auto" for name in BATCH_NUMBERS)
 
 
@@ -196,15 +236,15 @@ def resolve(spec: JobSpec, facts: Facts) -> JobSpec:
     that is resolved already comes back unchanged.
     """
     given = spec.hyperparameters
-    recipe = RECIPES[spec.tuning.type]
+    recipe = recipe_of(spec)
     multiplier = 1.0 if given.learning_rate_multiplier == "auto" else given.learning_rate_multiplier
     numbers: dict[str, Any] = {
         "n_epochs": recipe.n_epochs,
-        "learning_rate": min(HIGHEST_LEARNING_RATE, _rate(spec, facts)),
+        "learning_rate": min(HIGHEST_LEARNING_RATE, rate(spec, facts)),
         "learning_rate_multiplier": multiplier,
         "max_length": max_length(spec, longest_row=facts.longest_row, context_length=facts.context_length),
         "packing": facts.rows_per_pack is not None,
-        "train_on": "completion",
+        "train_on": "all" if spec.method.type == "continued_pretraining" else "completion",
         "warmup_ratio": recipe.warmup_ratio,
         "lr_scheduler_type": recipe.lr_scheduler_type,
         "weight_decay": recipe.weight_decay,
@@ -212,11 +252,12 @@ def resolve(spec: JobSpec, facts: Facts) -> JobSpec:
         "max_grad_norm": recipe.max_grad_norm,
         # Recomputing costs a third of the speed; without a memory plan it is the safe choice on a GPU only.
         "gradient_checkpointing": facts.device == "cuda",
-        **_batch(spec, _in_packs(recipe, facts.rows_per_pack)),
+        **batch(spec, in_packs(recipe, facts.rows_per_pack)),
     }
+    numbers |= _of_the_method(spec, recipe)
     chosen = {name: value for name, value in numbers.items() if getattr(given, name) == "auto"}
     body = spec.model_dump(mode="json")
-    body["method"]["supervised"]["hyperparameters"].update(chosen)
+    body["method"][spec.method.type]["hyperparameters"].update(chosen)
     if body["evaluation"]["holdout"] == "auto":
         body["evaluation"]["holdout"] = facts.holdout
     if isinstance(spec.tuning, LoraTuning):
@@ -226,144 +267,25 @@ def resolve(spec: JobSpec, facts: Facts) -> JobSpec:
     return JobSpec.model_validate(body)
 
 
-def _rate(spec: JobSpec, facts: Facts) -> float:
+def _of_the_method(spec: JobSpec, recipe: Recipe) -> dict[str, float | None]:
+    """The numbers that this method alone has."""
+    match spec.hyperparameters:
+        case DpoHyperparameters(loss_type=loss_type):
+            return {"beta": recipe.beta, "label_smoothing": ROBUST_SMOOTHING if loss_type == "robust" else 0.0}
+        case KtoHyperparameters() | OrpoHyperparameters():
+            return {"beta": recipe.beta}
+        case SimpoHyperparameters(beta=given):
+            beta = recipe.beta if given == "auto" else given
+            return {"beta": beta, "simpo_gamma": SIMPO_GAMMA * (beta or 0.0)}
+        case _:
+            return {}
+
+
+def rate(spec: JobSpec, facts: Facts) -> float:
     """The recipe's, for this width, times what the user multiplies it with."""
     multiplier = spec.hyperparameters.learning_rate_multiplier
     factor = width_factor(facts.model_type, facts.hidden_size)
-    return RECIPES[spec.tuning.type].learning_rate * factor * (1.0 if multiplier == "auto" else multiplier)
-
-
-def warnings(spec: JobSpec, facts: Facts) -> list[Guardrail]:
-    """What is worth saying about the numbers that a user chose."""
-    found = []
-    given = spec.hyperparameters
-    if given.learning_rate != "auto":
-        found.extend(_rate_warnings(given.learning_rate, spec, facts))
-        if given.learning_rate_multiplier not in ("auto", 1.0):
-            found.append(
-                Guardrail(
-                    "multiplier_unused",
-                    "learning_rate is given as a number, so learning_rate_multiplier has no effect.",
-                    "method.supervised.hyperparameters.learning_rate_multiplier",
-                    "Leave one of the two out.",
-                )
-            )
-    elif _rate(spec, facts) > HIGHEST_LEARNING_RATE:
-        found.append(
-            Guardrail(
-                "rate_capped",
-                f"The recipe's rate times {given.learning_rate_multiplier} is {_rate(spec, facts):g}; it is capped at"
-                f" {HIGHEST_LEARNING_RATE:g}, where no training makes sense any more.",
-                "method.supervised.hyperparameters.learning_rate_multiplier",
-                "Use a multiplier between 0.1 and 10.",
-            )
-        )
-    if facts.model_type not in WIDTH_EXPONENTS and given.learning_rate == "auto":
-        found.append(
-            Guardrail(
-                "rate_not_fitted",
-                f"No one has fitted how the rate of '{facts.model_type}' models scales with width; the rate for"
-                " hidden size 4096 is used as it is.",
-                "method.supervised.hyperparameters.learning_rate",
-                "Try two or three rates around it on a small part of the data.",
-            )
-        )
-    if spec.evaluation.holdout == "auto" and facts.holdout:
-        found.append(
-            Guardrail(
-                "rows_held_out",
-                f"{100 * facts.holdout:g} % of the training file's rows are kept for validation and not trained on.",
-                "evaluation.holdout",
-                "Send evaluation.holdout: 0 to train on all of them, or a validation_file.",
-            )
-        )
-    if spec.tuning.type == "full" and given.n_epochs != "auto" and given.n_epochs > 2:
-        found.append(
-            Guardrail(
-                "many_epochs",
-                f"{given.n_epochs} passes of full fine-tuning tend to memorise a small set.",
-                "method.supervised.hyperparameters.n_epochs",
-                "Use 1 or 2.",
-            )
-        )
-    if isinstance(spec.tuning, LoraTuning):
-        found.extend(_rank_warnings(spec.tuning))
-    if _gives_batch_numbers(spec):
-        found.extend(_packing_warnings(spec, facts))
-    return found
-
-
-def _rank_warnings(tuning: LoraTuning) -> list[Guardrail]:
-    rank = LORA_R if tuning.r == "auto" else tuning.r
-    found = []
-    if tuning.use_dora and rank >= DORA_UP_TO:
-        found.append(
-            Guardrail(
-                "dora_at_high_rank",
-                f"At rank {rank} DoRA costs time and memory, for which little has been seen to come back.",
-                "tuning.use_dora",
-                f"Leave it out, or use a rank below {DORA_UP_TO}, where it can help.",
-            )
-        )
-    if not tuning.use_rslora and rank >= RSLORA_FROM:
-        found.append(
-            Guardrail(
-                "rslora_advised",
-                f"At rank {rank} the scale alpha / r slows an adapter down; with alpha / √r high ranks learn more.",
-                "tuning.use_rslora",
-                "Send use_rslora: true.",
-            )
-        )
-    return found
-
-
-def _packing_warnings(spec: JobSpec, facts: Facts) -> list[Guardrail]:
-    given, param = spec.hyperparameters, "method.supervised.hyperparameters.packing"
-    if given.packing == "auto" and is_worth_packing(facts.model_type, facts.packing_saves):
-        return [
-            Guardrail(
-                "packing_left_out",
-                f"A batch that is given counts rows, so they are not packed: {100 * facts.packing_saves:.0f} % of the"
-                " tokens computed are padding.",
-                param,
-                "Leave the numbers of a batch 'auto', or send packing: true and count packs.",
-            )
-        ]
-    if given.packing is True and facts.rows_per_pack is not None:
-        rows = _batch(spec, _in_packs(RECIPES[spec.tuning.type], facts.rows_per_pack))["batch_size"]
-        return [
-            Guardrail(
-                "batch_counts_packs",
-                f"With packing a batch counts packs: a step of {rows} has about {rows * facts.rows_per_pack:.0f} rows.",
-                param,
-                "Leave the numbers of a batch 'auto' for as many rows a step as the recipe has.",
-            )
-        ]
-    return []
-
-
-def _rate_warnings(rate: float, spec: JobSpec, facts: Facts) -> list[Guardrail]:
-    factor = width_factor(facts.model_type, facts.hidden_size)
-    param = "method.supervised.hyperparameters.learning_rate"
-    if isinstance(spec.tuning, FullTuning) and rate >= 10 * FULL.learning_rate * factor:
-        return [
-            Guardrail(
-                "lora_rate_on_full",
-                f"{rate:g} is a LoRA-like rate; with every weight moving it overwrites what the base knew.",
-                param,
-                f"Use about {FULL.learning_rate * factor:.1e}, or leave it 'auto'.",
-            )
-        ]
-    if isinstance(spec.tuning, LoraTuning) and rate <= LORA.learning_rate * factor / 10:
-        return [
-            Guardrail(
-                "full_rate_on_lora",
-                f"{rate:g} is a full fine-tune's rate; an adapter hardly moves at it and underfits.",
-                param,
-                f"Use about {LORA.learning_rate * factor:.1e}, or leave it 'auto'.",
-            )
-        ]
-    return []
+    return recipe_of(spec).learning_rate * factor * (1.0 if multiplier == "auto" else multiplier)
 
 
 def _optimizer(spec: JobSpec, facts: Facts) -> str:
@@ -373,7 +295,7 @@ def _optimizer(spec: JobSpec, facts: Facts) -> str:
     return "adamw_torch_fused"
 
 
-def _in_packs(recipe: Recipe, rows_per_pack: float | None) -> Recipe:
+def in_packs(recipe: Recipe, rows_per_pack: float | None) -> Recipe:
     """About as many rows a step, in packs: one at a time, which is as long as the longest row alone would be."""
     if rows_per_pack is None:
         return recipe
@@ -381,7 +303,7 @@ def _in_packs(recipe: Recipe, rows_per_pack: float | None) -> Recipe:
     return replace(recipe, per_device_train_batch_size=1, gradient_accumulation_steps=packs_a_step)
 
 
-def _batch(spec: JobSpec, recipe: Recipe) -> dict[str, int]:
+def batch(spec: JobSpec, recipe: Recipe) -> dict[str, int]:
     """The three numbers of a batch; what is given rules, what is `auto` follows from it."""
     given, gpus = spec.hyperparameters, spec.resources.gpus
     size, per_device, accumulation = (
@@ -391,7 +313,7 @@ def _batch(spec: JobSpec, recipe: Recipe) -> dict[str, int]:
     if size is not None:
         rows = size // gpus
         if per_device is None and accumulation is None:
-            per_device = max(n for n in range(1, recipe.per_device_train_batch_size + 1) if rows % n == 0)
+            per_device = _divisor(rows, recipe.per_device_train_batch_size, least=_least_at_a_time(spec))
         if per_device is None:
             assert accumulation is not None  # noqa: S101  the case above has filled per_device otherwise
             per_device = rows // accumulation
@@ -405,3 +327,13 @@ def _batch(spec: JobSpec, recipe: Recipe) -> dict[str, int]:
         "per_device_train_batch_size": per_device,
         "gradient_accumulation_steps": accumulation,
     }
+
+
+def _least_at_a_time(spec: JobSpec) -> int:
+    return 2 if spec.method.type == "kto" else 1
+
+
+def _divisor(rows: int, wished: int, *, least: int) -> int:
+    """The largest that is at most what is wished, else the smallest there is."""
+    divisors = [n for n in range(least, rows + 1) if rows % n == 0]
+    return max((n for n in divisors if n <= wished), default=divisors[0])

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, Field
 
-from app.jobs.spec import SpecPart, Text
+from app.jobs.parts import SpecPart, Text
 from app.registry.catalogue import BaseModelEntry
 from app.registry.models import CheckpointPermission, RegisteredModel
 from app.registry.service import Entry

@@ -7,7 +7,7 @@ from pydantic_core import PydanticCustomError
 
 from app.files.report import Report
 from app.files.spec import Auto, DataSpec, HoldoutShare, Method
-from app.jobs.spec import LARGEST_MICRO_BATCH, SHORTEST_MAX_LENGTH
+from app.jobs.methods import LARGEST_MICRO_BATCH, SHORTEST_MAX_LENGTH
 from app.reports.models import FilePreview, FileReport
 from app.storage import Blob
 

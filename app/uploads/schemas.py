@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from app.files.models import File
 from app.files.schemas import ExpiresAfter, FileRead
-from app.jobs.spec import SpecPart
+from app.jobs.parts import SpecPart
 from app.uploads.models import Upload, UploadPart
 
 Line = Annotated[str, Field(min_length=1, max_length=255, pattern=r"^[^\x00-\x1f\x7f]*$")]

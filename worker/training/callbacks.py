@@ -10,7 +10,7 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from app.jobs.spec import SupervisedHyperparameters
+from app.jobs.methods import Hyperparameters
 from worker import messages
 from worker.training import checkpoints
 from worker.training.checkpoints import Checkpoint
@@ -95,7 +95,7 @@ class Pace(TrainerCallback):  # type: ignore[misc]  # transformers publishes no 
         self,
         report: Report,
         stop: StopRequest,
-        given: SupervisedHyperparameters,
+        given: Hyperparameters,
         progress: Progress,
         offer: Callable[[Checkpoint], None],
         *,

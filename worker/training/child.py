@@ -57,7 +57,7 @@ def run(load: Callable[[], "Work"]) -> int:
         try:
             outcome = work(work_dir, report, stop)
         except Exception as error:  # noqa: BLE001  whatever it is, the worker is told in its own words
-            report(failures.classify(error))
+            report(failures.classify(error, failures.method_in(work_dir)))
             return 1
         stop.deferred = True  # what is done is done
         report(outcome)

@@ -1,13 +1,80 @@
-"""What preparing left, as the rows that TRL's trainer takes: read where they lie on the disk."""
+"""What preparing left, as the rows that TRL's trainers take: read where they lie on the disk, turned batch by batch."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from datasets import Dataset
 
 from worker.training import packing
+from worker.training.labels import IGNORED
+
+Row = dict[str, Any]
+Collator = Callable[[list[Row]], dict[str, Any]]
 
 
 def rows_of(path: Path) -> Dataset:
-    """`input_ids` and `labels` of a prepared set, memory-mapped: its rows in order, or its packs with `seq_lengths`."""
+    """A prepared set, memory-mapped: its rows in order, or its packs with `seq_lengths`.
+
+    `input_ids` and `labels`; of preferences also the rejected answer's, of single answers whether it is `wanted`.
+    """
     rows = Dataset.from_file(str(path))
     return rows.remove_columns([name for name in packing.PLACES if name in rows.column_names])
+
+
+def turned(turn: Callable[[list[Row]], list[Row]], collator: Collator) -> Collator:
+    """TRL's own collator for a trainer, on prepared rows that are turned into what it takes."""
+    return lambda rows: collator(turn(rows))
+
+
+def for_dpo(rows: list[Row]) -> list[Row]:
+    """A prompt and its two answers."""
+    turned_rows = []
+    for row in rows:
+        prompt, chosen = _parted(row)
+        turned_rows.append(
+            {"prompt_ids": prompt, "chosen_ids": chosen, "rejected_ids": row["rejected_input_ids"][len(prompt) :]}
+        )
+    return turned_rows
+
+
+def for_kto(rows: list[Row]) -> list[Row]:
+    """A prompt, its answer, and the answer to the prompt before it in the batch, which TRL compares them with."""
+    parted = [_parted(row) for row in rows]
+    return [
+        {
+            "prompt_ids": prompt,
+            "completion_ids": answer,
+            "KL_completion_ids": parted[at - 1][1],
+            "label": row["wanted"],
+        }
+        for at, (row, (prompt, answer)) in enumerate(zip(rows, parted, strict=True))
+    ]
+
+
+def for_odds(rows: list[Row]) -> list[Row]:
+    """Two sequences with their labels, and the prompt, in the names that ORPO's and CPO's trainers share."""
+    turned_rows = []
+    for row in rows:
+        prompt, _ = _parted(row)
+        sequences = {
+            "chosen": (row["input_ids"], row["labels"]),
+            "rejected": (row["rejected_input_ids"], row["rejected_labels"]),
+        }
+        made = {"prompt_input_ids": prompt, "prompt_attention_mask": [1] * len(prompt)}
+        for name, (ids, labels) in sequences.items():
+            made |= {f"{name}_input_ids": ids, f"{name}_attention_mask": [1] * len(ids), f"{name}_labels": labels}
+        turned_rows.append(made)
+    return turned_rows
+
+
+def for_reward(rows: list[Row]) -> list[Row]:
+    """Two whole sequences."""
+    return [{"chosen_ids": row["input_ids"], "rejected_ids": row["rejected_input_ids"]} for row in rows]
+
+
+def _parted(row: Row) -> tuple[list[int], list[int]]:
+    """The prompt's tokens and the answer's, which is all that has labels."""
+    ids, labels = row["input_ids"], row["labels"]
+    start = next((at for at, label in enumerate(labels) if label != IGNORED), len(labels))
+    return ids[:start], ids[start:]

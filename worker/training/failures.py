@@ -1,7 +1,9 @@
 """From exceptions to what the job's owner is told: code, sentence, remedy, and whether another attempt could help."""
 
 import errno
+import json
 import traceback
+from pathlib import Path
 
 from app.registry import identity
 from worker.messages import Failed
@@ -33,12 +35,17 @@ class PackingNotSupported(Exception):
     """The base model lets the rows of a pack see each other."""
 
 
+class MethodNotSupported(Exception):
+    """The installed libraries cannot train by this method."""
+
+
 class LossNotFinite(Exception):
     """A step's loss, or its gradient, was NaN or infinite."""
 
 
-def classify(error: BaseException) -> Failed:
-    """Anything that can end a trainer, as the message that says so."""
+def classify(error: BaseException, method: str) -> Failed:
+    """Anything that can end a trainer, as the message that says so. `method`: the type of the spec's."""
+    hyperparameters = f"method.{method}.hyperparameters"
     match error:
         case FileUnusable(name=name):
             return Failed(code=f"invalid_{name}", message=_sentence(error), param=name)
@@ -58,13 +65,15 @@ def classify(error: BaseException) -> Failed:
             return Failed(
                 code="packing_not_supported",
                 message=_sentence(error),
-                param="method.supervised.hyperparameters.packing",
+                param=f"{hyperparameters}.packing",
             )
+        case MethodNotSupported():
+            return Failed(code="method_not_supported", message=_sentence(error), param="method.type")
         case LossNotFinite():
             return Failed(
                 code="loss_not_finite",
                 message=_sentence(error),
-                param="method.supervised.hyperparameters.learning_rate",
+                param=f"{hyperparameters}.learning_rate",
             )
         case ConnectionError() | TimeoutError():
             return Failed(code="hub_unavailable", message=_sentence(error), param="model", retryable=True)
@@ -81,10 +90,10 @@ def classify(error: BaseException) -> Failed:
                 code="storage_unavailable", message=f"The worker cannot read or write: {error}.", retryable=True
             )
         case _:
-            return _of_torch(error)
+            return _of_torch(error, hyperparameters)
 
 
-def _of_torch(error: BaseException) -> Failed:
+def _of_torch(error: BaseException, hyperparameters: str) -> Failed:
     """Torch's exceptions by name, so that preparing does not need torch to tell them."""
     text = str(error)
     if type(error).__name__ == "OutOfMemoryError":
@@ -93,7 +102,7 @@ def _of_torch(error: BaseException) -> Failed:
             message="The GPU ran out of memory. Try, in this order: per_device_train_batch_size 1,"
             " gradient_checkpointing true, tuning qlora, a smaller max_length, or a larger GPU"
             " (resources.gpu_memory_gb).",
-            param="method.supervised.hyperparameters.per_device_train_batch_size",
+            param=f"{hyperparameters}.per_device_train_batch_size",
         )
     if isinstance(error, RuntimeError) and ("can't allocate memory" in text or "not enough memory" in text):
         return _out_of_host_memory()
@@ -109,6 +118,15 @@ def _out_of_host_memory() -> Failed:
         message="The worker's machine ran out of memory. Try tuning qlora, a smaller max_length, or a larger machine.",
         retryable=True,
     )
+
+
+def method_in(work_dir: Path) -> str:
+    """Of the WORKDIR's job; what a job has by default where there is none that can be read."""
+    try:
+        method = json.loads((work_dir / "job.json").read_text())["method"]["type"]
+    except (OSError, ValueError, KeyError, TypeError):
+        method = None
+    return method if isinstance(method, str) else "supervised"
 
 
 def _sentence(error: BaseException) -> str:

@@ -6,12 +6,19 @@ from typing import Any
 import torch
 from bitsandbytes.nn import Linear4bit
 from peft import PeftModel, load_peft_weights, set_peft_model_state_dict
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Trainer,
+    set_seed,
+)
 from transformers.pytorch_utils import Conv1D
-from trl import SFTTrainer
 
 from app.jobs.prepared import BaseIdentity
-from app.jobs.spec import JobSpec, QloraTuning
+from app.jobs.spec import JobSpec, QloraTuning, resolved
 from worker.training import configs
 from worker.training.base import locate_again, require_same
 from worker.training.device import Device
@@ -39,7 +46,11 @@ def load(folder: Path, spec: JobSpec, device: Device) -> tuple[PreTrainedModel, 
     options: dict[str, Any] = {}
     if isinstance(spec.tuning, QloraTuning):
         options["quantization_config"] = configs.quantization_config(device)
-    model = AutoModelForCausalLM.from_pretrained(
+    kind = AutoModelForCausalLM
+    if spec.method.type == "reward":
+        kind, options["num_labels"] = AutoModelForSequenceClassification, 1
+        set_seed(resolved(spec.seed))  # the layer that gives the number is new
+    model = kind.from_pretrained(
         folder,
         dtype=configs.base_dtype(spec, device),
         attn_implementation=device.attention,
@@ -60,7 +71,7 @@ def require_target_modules(model: PreTrainedModel, wanted: str | list[str]) -> N
     """
     if isinstance(wanted, str):  # `all-linear`, which PEFT expands
         return
-    head = model.get_output_embeddings()
+    head = model.get_output_embeddings() or getattr(model, "score", None)
     linear = [
         name for name, part in model.named_modules() if isinstance(part, torch.nn.Linear | Conv1D) and part is not head
     ]
@@ -72,7 +83,7 @@ def require_target_modules(model: PreTrainedModel, wanted: str | list[str]) -> N
         )
 
 
-def require_rows_kept_apart(trainer: SFTTrainer) -> None:
+def require_rows_kept_apart(trainer: Trainer) -> None:
     """Refuse a model for packs that lets a row see the one before it. Raises `PackingNotSupported`.
 
     Which does is for each family's own code in transformers to say, so it is tried, in milliseconds: a row is computed

@@ -30,15 +30,18 @@ from worker.training.inspection import Findings
 from worker.training.labels import labelled
 from worker.training.reporting import Made
 from worker.training.survey import Survey, survey
-from worker.training.tokenise import Fitting, Limit, RowSet, digest_of
+from worker.training.tokenise import PREFERENCES, SCHEMA, UNPAIRED, Fitting, Limit, RowSet, digest_of, pieces
 
-VERSION = 1
+VERSION = 2
 """Counts up when the same rows come to other tokens, or to another report: sets that were kept fit no more."""
 FILES: tuple[FileName, ...] = ("training_file", "validation_file")
-PAIRED = ("dpo", "orpo", "simpo", "reward")
-"""Methods whose rows are two sequences each."""
+SCHEMAS = dict.fromkeys(("dpo", "orpo", "simpo", "reward"), PREFERENCES) | {"kto": UNPAIRED}
+"""Of the methods whose rows are not one sequence with labels."""
 PACKED = ("supervised", "continued_pretraining")
 """Methods whose rows can share a sequence."""
+PIECE = 2048
+"""Tokens of the pieces that long texts are cut into where nothing is said: what Llama was pretrained on. Memory grows
+with it, and the context of a base for chat may be sixty times that."""
 MADE = ("report.json", "findings.jsonl", "train.arrow", "validation.arrow", "rows.arrow")
 
 
@@ -135,7 +138,7 @@ class _Preparation:
         max_length = self._max_length(made, validation_set)
         train_set = self._packed(made, max_length) if made is not None else None
         found = self._findings.summed({name: one.rows for name, one in surveys.items()})
-        held_out = 0 if validation else validated.rows.rows
+        held_out = 0 if validation else validated.rows.of_file
         return Report(
             key=key,
             method=self._spec.method,
@@ -160,9 +163,11 @@ class _Preparation:
 
     def _written(self, survey: Survey, name: str, comparison: Comparison | None = None) -> Made:
         """A set of a file's rows, with labels; findings of what does not get there."""
-        fitting, rows = Fitting(self._limit), RowSet(self._work_dir / name, preferences=self._spec.method in PAIRED)
+        fitting = Fitting(self._limit)
+        rows = RowSet(self._work_dir / name, SCHEMAS.get(self._spec.method, SCHEMA))
         read = self._compared(survey, comparison) if comparison else survey.read()
-        for item in labelled(read, self._base.tokenizer, self._spec.train_on):
+        made = labelled(read, self._base.tokenizer, self._spec.train_on)
+        for item in pieces(made, self._limit.tokens) if self._spec.method == "continued_pretraining" else made:
             row, finding = (None, item) if isinstance(item, Finding) else fitting.fitted(item)
             if finding is not None:
                 self._findings.add(survey.name, finding)
@@ -268,10 +273,11 @@ def _base(folder: BaseFolder, config: dict[str, Any]) -> Base:
 def _limit(spec: DataSpec, base: Base) -> Limit:
     if spec.max_length != "auto" and spec.max_length > base.context_length:
         raise failures.SpecUnusable(
-            "method.supervised.hyperparameters.max_length",
+            f"method.{spec.method}.hyperparameters.max_length",
             f"max_length {spec.max_length} is beyond the model's context of {base.context_length} tokens.",
         )
-    return Limit(base.context_length if spec.max_length == "auto" else spec.max_length, spec.truncate)
+    longest = min(base.context_length, PIECE) if spec.method == "continued_pretraining" else base.context_length
+    return Limit(longest if spec.max_length == "auto" else spec.max_length, spec.truncate)
 
 
 def _context_length(config: dict[str, Any]) -> int:

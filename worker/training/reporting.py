@@ -34,7 +34,9 @@ def part(survey: Survey, made: Made, findings: Findings, *, held_out: int = 0) -
     rows = made.rows
     return FilePart(
         format=survey.format,
-        rows=Rows(total=survey.rows, used=rows.rows, held_out=held_out, refused=findings.rows_with_errors(survey.name)),
+        rows=Rows(
+            total=survey.rows, used=rows.of_file, held_out=held_out, refused=findings.rows_with_errors(survey.name)
+        ),
         tokens=rows.tokens,
         trained_tokens=rows.trained_tokens,
         trained_share=round(rows.trained_tokens / rows.tokens, 4) if rows.tokens else 0.0,

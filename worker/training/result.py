@@ -16,8 +16,7 @@ from typing import Any
 import torch
 from peft import PeftModel
 from safetensors import safe_open
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from trl import SFTTrainer
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 
 from app.jobs.prepared import Prepared
 from app.jobs.spec import JobSpec
@@ -38,7 +37,7 @@ OF_THE_TRAINER = {"trainer_state.json", checkpoints.MANIFEST}
 class Result:
     """What a run makes of its base, as it is now."""
 
-    trainer: SFTTrainer
+    trainer: Trainer
     tokenizer: PreTrainedTokenizerBase
     spec: JobSpec
     prepared: Prepared
@@ -131,7 +130,7 @@ class Result:
         # the base up at the hub to see whether its vocabulary grew; this service adds no tokens.
         for name, value in self._base_by_name().items():
             setattr(trained.peft_config["default"], name, value)
-        trained.save_pretrained(folder, save_embedding_layers=False)
+        trained.save_pretrained(folder, save_embedding_layers=False, selected_adapters=["default"])  # and no reference
         (folder / "README.md").unlink(missing_ok=True)  # the registry writes the card, from what it knows
         return {}
 

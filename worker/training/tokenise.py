@@ -2,6 +2,7 @@
 
 import hashlib
 from array import array
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +18,7 @@ LIST = pa.list_(pa.int32())
 SCHEMA = pa.schema([(name, LIST) for name in ("input_ids", "labels", "rows", "lines")])
 """A sequence, and the file's rows that are in it: one, or those of a pack."""
 PREFERENCES = pa.schema([*SCHEMA, ("rejected_input_ids", LIST), ("rejected_labels", LIST)])
+UNPAIRED = pa.schema([*SCHEMA, ("wanted", pa.bool_())])
 ROWS_A_GROUP = 2048
 """Rows held in memory before they are written, and of long rows so many tokens."""
 TOKENS_A_GROUP = 1_000_000
@@ -32,19 +34,24 @@ class Limit(NamedTuple):
 class RowSet:
     """An Arrow file of rows that is being written; uncompressed, because who reads it maps it into memory."""
 
-    def __init__(self, path: Path, *, preferences: bool) -> None:
+    def __init__(self, path: Path, schema: pa.Schema) -> None:
         self.path = path
         self.rows = self.tokens = self.trained_tokens = 0
+        self.of_file = 0
+        """Rows of the file that are in it: fewer than its own where long texts are in pieces."""
+        self._last: int | None = None
         self.lengths = array("i")
         """Of each row, in tokens."""
-        self._schema = PREFERENCES if preferences else SCHEMA
-        self._writer = pa.ipc.new_stream(str(path), self._schema)
+        self._schema = schema
+        self._writer = pa.ipc.new_stream(str(path), schema)
         self._group: list[dict[str, Any]] = []
         self._tokens = 0
 
     def add(self, row: LabelledRow) -> None:
         """Take a row that fits."""
         self.rows += 1
+        self.of_file += row.place.row != self._last
+        self._last = row.place.row
         for sequence in sequences(row):
             self.tokens += len(sequence.input_ids)
             self._tokens += len(sequence.input_ids)
@@ -91,6 +98,8 @@ def _as_record(row: LabelledRow) -> dict[str, Any]:
     }
     if row.rejected is not None:
         record |= {"rejected_input_ids": row.rejected.input_ids, "rejected_labels": row.rejected.labels}
+    if row.wanted is not None:
+        record["wanted"] = row.wanted
     return record
 
 
@@ -108,6 +117,17 @@ def length(row: LabelledRow) -> int:
 def trained(labels: list[int]) -> int:
     """Labels that are learnt. The first predicts nothing: the loss is of each token after the first."""
     return len(labels) - labels.count(IGNORED)
+
+
+def pieces(rows: Iterable[LabelledRow | Finding], tokens: int) -> Iterator[LabelledRow | Finding]:
+    """Texts longer than so many tokens in pieces of that length, so that none of a document is lost."""
+    for row in rows:
+        if isinstance(row, Finding) or len(row.input_ids) <= tokens:
+            yield row
+            continue
+        for start in range(0, len(row.input_ids) - 1, tokens):  # one token more would learn nothing
+            ids, labels = (column[start : start + tokens] for column in (row.input_ids, row.labels))
+            yield replace(row, input_ids=ids, labels=labels)
 
 
 class Fitting:

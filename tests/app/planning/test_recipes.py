@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from app.jobs.spec import JobSpec
-from app.planning import recipes
+from app.planning import guardrails, recipes
 from app.planning.recipes import Facts
 
 LLAMA_7B = Facts(longest_row=300, hidden_size=4096, model_type="llama", context_length=4096, device="cuda")
@@ -104,10 +104,10 @@ def test_a_batch_that_is_given_counts_packs_where_packing_is_asked_for() -> None
     given = resolved("lora", facts, packing=True, batch_size=8).hyperparameters
     assert (given.batch_size, given.per_device_train_batch_size) == (8, 1)
 
-    (warning,) = recipes.warnings(spec_of("lora", packing=True, batch_size=8), facts)
+    (warning,) = guardrails.warnings(spec_of("lora", packing=True, batch_size=8), facts)
     assert warning.code == "batch_counts_packs"
     assert "a step of 8 has about 24 rows" in warning.message
-    assert recipes.warnings(spec_of("lora", packing=True), facts) == []
+    assert guardrails.warnings(spec_of("lora", packing=True), facts) == []
 
 
 @pytest.mark.parametrize("name", ["batch_size", "per_device_train_batch_size", "gradient_accumulation_steps"])
@@ -116,11 +116,11 @@ def test_auto_packs_nothing_where_a_batch_is_given(name: str) -> None:
     assert recipes.packing(spec_of("lora", **{name: 4})) is False
     assert resolved("lora", facts, **{name: 4}).hyperparameters.packing is False
 
-    (warning,) = recipes.warnings(spec_of("lora", **{name: 4}), facts)
+    (warning,) = guardrails.warnings(spec_of("lora", **{name: 4}), facts)
     assert (warning.code, warning.param) == ("packing_left_out", "method.supervised.hyperparameters.packing")
     assert "50 % of the tokens computed are padding" in warning.message
-    assert recipes.warnings(spec_of("lora", **{name: 4}, packing=False), facts) == []
-    assert recipes.warnings(spec_of("lora", **{name: 4}), replace(facts, packing_saves=0.1)) == []
+    assert guardrails.warnings(spec_of("lora", **{name: 4}, packing=False), facts) == []
+    assert guardrails.warnings(spec_of("lora", **{name: 4}), replace(facts, packing_saves=0.1)) == []
 
 
 def test_auto_packs_what_saves_a_fifth_for_families_that_keep_rows_apart() -> None:
@@ -152,8 +152,8 @@ def test_a_rate_beyond_all_sense_is_capped_with_a_word() -> None:
     )
     narrow = replace(SMOLLM2, hidden_size=64)
     assert recipes.resolve(spec, narrow).hyperparameters.learning_rate == 1.0
-    assert [warning.code for warning in recipes.warnings(spec, narrow)] == ["rate_capped"]
-    assert recipes.warnings(spec, SMOLLM2) == []
+    assert [warning.code for warning in guardrails.warnings(spec, narrow)] == ["rate_capped"]
+    assert guardrails.warnings(spec, SMOLLM2) == []
 
 
 def test_a_multiplier_scales_the_recipe_and_a_number_is_taken_as_it_is() -> None:
@@ -210,7 +210,7 @@ def test_a_kind_of_adapter_that_does_not_suit_its_rank_is_warned_about(
     tuning: str, block: dict[str, Any], code: str | None
 ) -> None:
     body = {"model": "m", "training_file": "f", "tuning": {"type": tuning, **block}}
-    found = recipes.warnings(JobSpec.model_validate(body), LLAMA_7B)
+    found = guardrails.warnings(JobSpec.model_validate(body), LLAMA_7B)
     assert [warning.code for warning in found] == ([code] if code else [])
     assert all(warning.suggestion for warning in found)
 
@@ -231,6 +231,6 @@ def test_a_number_worth_a_second_look_is_warned_about(tuning: str, given: dict[s
         "tuning": {"type": tuning},
         "method": {"type": "supervised", "supervised": {"hyperparameters": given}},
     }
-    (warning,) = recipes.warnings(JobSpec.model_validate(body), LLAMA_7B)
+    (warning,) = guardrails.warnings(JobSpec.model_validate(body), LLAMA_7B)
     assert warning.code == code
     assert warning.param is not None

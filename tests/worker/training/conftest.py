@@ -41,6 +41,7 @@ class MakeJob(Protocol):
         validation: list[dict[str, Any]] | None = None,
         model: str = "tiny",
         block: dict[str, Any] | None = None,
+        method: str = "supervised",
         **hyperparameters: Any,
     ) -> Path: ...
 
@@ -86,6 +87,7 @@ def make_job(tmp_path: Path) -> MakeJob:
         validation: list[dict[str, Any]] | None = None,
         model: str = "tiny",
         block: dict[str, Any] | None = None,
+        method: str = "supervised",
         **hyperparameters: Any,
     ) -> Path:
         work_dir = tmp_path / f"job-{len(list(tmp_path.glob('job-*')))}"
@@ -99,7 +101,7 @@ def make_job(tmp_path: Path) -> MakeJob:
             "training_file": "file-train",
             "validation_file": "file-validation" if validation else None,
             "seed": 7,
-            "method": {"type": "supervised", "supervised": {"hyperparameters": chosen}},
+            "method": {"type": method, method: {"hyperparameters": chosen}},
             "tuning": {"type": tuning, **(block or {})},
         }
         (work_dir / "job.json").write_text(JobSpec.model_validate_json(json.dumps(spec)).model_dump_json())

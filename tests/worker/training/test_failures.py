@@ -25,18 +25,18 @@ from worker.training import failures
     ],
 )
 def test_an_error_has_its_code(error: Exception, code: str, retryable: bool) -> None:
-    failed = failures.classify(error)
+    failed = failures.classify(error, "supervised")
     assert (failed.code, failed.retryable) == (code, retryable)
 
 
 def test_a_machine_that_has_no_memory_left_is_not_the_users_mistake() -> None:
     with pytest.raises(RuntimeError) as caught:
         torch.empty(2**60)
-    assert failures.classify(caught.value) == failures.classify(MemoryError())
+    assert failures.classify(caught.value, "supervised") == failures.classify(MemoryError(), "supervised")
 
 
 def test_out_of_memory_says_what_to_try() -> None:
-    message = failures.classify(torch.OutOfMemoryError("CUDA out of memory")).message
+    message = failures.classify(torch.OutOfMemoryError("CUDA out of memory"), "supervised").message
     for remedy in ("per_device_train_batch_size", "gradient_checkpointing", "qlora", "max_length"):
         assert remedy in message
 

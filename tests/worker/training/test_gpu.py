@@ -64,7 +64,7 @@ def test_a_job_that_does_not_fit_is_told_what_would(make_job: Any, run: Any) -> 
         run(work_dir)
 
     del taken
-    failed = failures.classify(caught.value)
+    failed = failures.classify(caught.value, "supervised")
     assert (failed.code, failed.retryable) == ("out_of_memory", False)
     assert "qlora" in failed.message
 

@@ -30,7 +30,7 @@ def _quantized(base: Path) -> Any:
     spec = _spec("qlora", r=8, lora_alpha=16)
     loaded, _ = model.load(base, spec, CPU)
     torch.manual_seed(0)
-    return get_peft_model(loaded, configs.lora_config(spec.tuning))  # type: ignore[arg-type]  # qlora is a lora
+    return get_peft_model(loaded, configs.lora_config(spec, spec.tuning))  # type: ignore[arg-type]  # qlora is a lora
 
 
 def _gradient(adapted: Any) -> torch.Tensor:

@@ -270,7 +270,7 @@ def test_a_base_whose_rows_see_each_other_is_refused(make_job: Any, run: Any, ba
     _make_opt(bases / "opt")
     with pytest.raises(failures.PackingNotSupported) as caught:
         run(make_job("lora", model="opt", packing=True))
-    failed = failures.classify(caught.value)
+    failed = failures.classify(caught.value, "supervised")
     assert (failed.code, failed.param, failed.retryable) == ("packing_not_supported", PACKING, False)
     assert failed.message.startswith("With this base model the rows of a pack would see each other.")
 

@@ -73,7 +73,7 @@ def refusal(work_dir: Path) -> messages.Failed:
     with pytest.raises(Exception) as caught:
         prepared(work_dir)
     assert not (work_dir / "prepared.json").exists()
-    failed = failures.classify(caught.value)
+    failed = failures.classify(caught.value, "supervised")
     assert failed.code != "internal_error"
     assert not failed.retryable
     return failed

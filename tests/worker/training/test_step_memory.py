@@ -15,9 +15,8 @@ from app.planning.setups import Device, setup_of
 from app.planning.shapes import shape_of
 from tests import tiny
 from tests.worker.training.conftest import MakeJob
-from worker.training import device, model
+from worker.training import device, model, trainers
 from worker.training.live import LiveStorages
-from worker.training.train import build_trainer
 
 Precision = Literal["fp32", "bf16"]
 ROW = {"messages": [{"role": "user", "content": "Which colour? " * 12}, {"role": "assistant", "content": "Red. " * 9}]}
@@ -89,7 +88,7 @@ def test_the_formula_knows_what_a_step_of_the_trainer_takes(
     spec = JobSpec.model_validate_json((work_dir / "job.json").read_text())
     machine = device.find()
     base, tokenizer = model.load(wide, spec, machine)
-    trainer = build_trainer(work_dir, spec, machine, base, tokenizer)
+    trainer = trainers.build(work_dir, spec, machine, base, tokenizer)
     counted = SecondStep()
     trainer.add_callback(counted)
     trainer.train()

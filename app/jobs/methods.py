@@ -1,0 +1,253 @@
+"""The methods a job can train by, and the numbers that each of them takes: the block `method` of a spec.
+
+All of them have the same numbers, with a few of their own. What a method has no use for is refused with the reason.
+"""
+
+import json
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic_core import PydanticCustomError
+
+from app.files.spec import Auto
+from app.files.spec import Method as MethodType
+from app.jobs.parts import SpecPart, only
+
+LARGEST_BATCH = 4096
+LARGEST_MICRO_BATCH = 1024
+SHORTEST_MAX_LENGTH = 8
+HIGHEST_LEARNING_RATE = 1.0
+"""Beyond these no training makes sense; a recipe stays within them too."""
+
+
+def useless(why: str, *values: object) -> BeforeValidator:
+    """Take only the values that leave something out, which this method has no use for."""
+
+    def check(given: object) -> object:
+        if any(given == value and type(given) is type(value) for value in values):
+            return given
+        wanted = " or ".join(json.dumps(value) for value in values)
+        raise PydanticCustomError("no_use", "{why} Leave it out, or send {wanted}.", {"why": why, "wanted": wanted})
+
+    return BeforeValidator(check)
+
+
+class Hyperparameters(SpecPart):
+    """What every method has. A value that passes through to TRL or transformers has its name there."""
+
+    n_epochs: Auto | Annotated[int, Field(ge=1, le=50)] = Field("auto", description="Passes over the training file.")
+    batch_size: Auto | Annotated[int, Field(ge=1, le=LARGEST_BATCH)] = Field(
+        "auto", description="Rows a step, or packs of rows with `packing`: per device × accumulation × gpus."
+    )
+    learning_rate_multiplier: Auto | Annotated[float, Field(gt=0, le=1000)] = Field(
+        "auto", description="Scales the recipe's rate; a `learning_rate` given as a number is taken as it is."
+    )
+    learning_rate: Auto | Annotated[float, Field(gt=0, le=HIGHEST_LEARNING_RATE)] = "auto"
+    max_length: Auto | Annotated[int, Field(ge=SHORTEST_MAX_LENGTH, le=1_048_576)] = Field(
+        "auto", description="Tokens a row may have; auto: the longest row, at most the model's context."
+    )
+    truncate: bool = Field(False, description="Cut rows longer than `max_length` instead of refusing them.")
+    packing: Auto | bool = Field(
+        "auto",
+        description="Lay several rows, which cannot see each other, end to end in a sequence of at most `max_length`"
+        " tokens; the three numbers of a batch then count such packs. auto: where it saves a fifth of the tokens and"
+        " none of the three is given.",
+    )
+    train_on: Auto | Literal["completion", "all"] = Field("auto", description="The answers, or every token.")
+    warmup_ratio: Auto | Annotated[float, Field(ge=0, lt=1)] = "auto"
+    lr_scheduler_type: Auto | Literal["linear", "cosine", "constant", "constant_with_warmup"] = "auto"
+    weight_decay: Auto | Annotated[float, Field(ge=0, le=1)] = "auto"
+    optim: (
+        Auto
+        | Literal[
+            "adamw_torch",
+            "adamw_torch_fused",
+            "adamw_bnb_8bit",
+            "paged_adamw_8bit",
+            "paged_adamw_32bit",
+            "adafactor",
+        ]
+    ) = "auto"
+    max_grad_norm: Auto | Annotated[float, Field(ge=0, le=1000)] = "auto"
+    gradient_checkpointing: Auto | bool = "auto"
+    per_device_train_batch_size: Auto | Annotated[int, Field(ge=1, le=LARGEST_MICRO_BATCH)] = "auto"
+    gradient_accumulation_steps: Auto | Annotated[int, Field(ge=1, le=LARGEST_BATCH)] = "auto"
+    max_steps: Annotated[int, Field(ge=1, le=10_000_000)] | None = Field(None, description="Stop after so many steps.")
+    neftune_noise_alpha: Annotated[float, Field(gt=0, le=100)] | None = Field(
+        None, description="Noise on the embeddings while training, as NEFTune has it; its paper used 5, 10 and 15."
+    )
+    early_stopping_patience: Annotated[int | None, only(None)] = None
+    save_steps: Auto | Annotated[int, Field(ge=1)] = Field(
+        "auto",
+        description="A checkpoint every so many steps; auto: at each epoch's end and every 10 minutes.",
+    )
+    eval_steps: Auto | Annotated[int, Field(ge=1)] = Field(
+        "auto", description="Loss on the validation file every so many steps; auto: at each epoch's end."
+    )
+
+
+class SupervisedHyperparameters(Hyperparameters):
+    """Training on given answers."""
+
+
+class ContinuedPretrainingHyperparameters(Hyperparameters):
+    """Training on every token of plain text."""
+
+    train_on: Annotated[Auto | Literal["all"], useless("Of a text every token is trained.", "auto", "all")] = "auto"
+
+
+_WHOLE_ROWS = useless("Preferences are compared row by row, so they are not packed.", "auto", False)
+_ANSWERS = useless("Of a preference the answers are compared, not its prompt.", "auto", "completion")
+_NO_NOISE = useless("NEFTune is for supervised training: noise would be compared with noise.", None)
+
+
+class PreferenceHyperparameters(Hyperparameters):
+    """What the methods on preferences have in common: rows are compared whole, by their answers."""
+
+    packing: Annotated[Auto | bool, _WHOLE_ROWS] = "auto"
+    train_on: Annotated[Auto | Literal["completion", "all"], _ANSWERS] = "auto"
+    neftune_noise_alpha: Annotated[float | None, _NO_NOISE] = None
+
+
+class DpoHyperparameters(PreferenceHyperparameters):
+    """Direct preference optimization; see `trl.DPOConfig`."""
+
+    beta: Auto | Annotated[float, Field(gt=0, le=100)] = Field(
+        "auto", description="How much it costs to leave the reference model, the one before training."
+    )
+    loss_type: Literal["sigmoid", "hinge", "ipo", "robust", "apo_zero", "sigmoid_norm"] = "sigmoid"
+    label_smoothing: Auto | Annotated[float, Field(ge=0, lt=0.5)] = Field(
+        "auto", description="Share of the preferences that may be the wrong way round; auto: 0.1 with `robust`, else 0."
+    )
+
+
+class KtoHyperparameters(PreferenceHyperparameters):
+    """Kahneman-Tversky optimization on single answers, each wanted or not; see `trl.KTOConfig`. Rows stay in order."""
+
+    beta: Auto | Annotated[float, Field(gt=0, le=100)] = Field(
+        "auto", description="How much it costs to leave the reference model, the one before training."
+    )
+    desirable_weight: Annotated[float, Field(gt=0, le=100)] = Field(1.0, description="Of the wanted answers' losses.")
+    undesirable_weight: Annotated[float, Field(gt=0, le=100)] = Field(1.0, description="Of the others'.")
+    per_device_train_batch_size: Auto | Annotated[int, Field(ge=2, le=LARGEST_MICRO_BATCH)] = Field(
+        "auto", description="At least 2: each prompt is compared with the answer to another one of its batch."
+    )
+
+
+class OrpoHyperparameters(PreferenceHyperparameters):
+    """Odds ratio preference optimization, without a reference model; see `trl.experimental.orpo`."""
+
+    beta: Auto | Annotated[float, Field(gt=0, le=100)] = Field(
+        "auto", description="Weight of the odds ratio beside the likelihood of the chosen answer; lambda in its paper."
+    )
+
+
+class SimpoHyperparameters(PreferenceHyperparameters):
+    """Simple preference optimization, without a reference model; `loss_type` simpo of `trl.experimental.cpo`."""
+
+    beta: Auto | Annotated[float, Field(gt=0, le=100)] = Field(
+        "auto", description="Scale of the mean log-probability of an answer's tokens, which is its reward."
+    )
+    simpo_gamma: Auto | Annotated[float, Field(ge=0, le=100)] = Field(
+        "auto", description="Margin by which the chosen answer's reward shall be the higher; auto: half of beta."
+    )
+
+
+class RewardHyperparameters(PreferenceHyperparameters):
+    """A model that gives answers a number; see `trl.RewardConfig`."""
+
+    center_rewards_coefficient: Annotated[float, Field(gt=0, le=100)] | None = Field(
+        None, description="Draws rewards to a mean of zero (Eisenstein et al. 2023, who used 0.01)."
+    )
+
+
+class Supervised(SpecPart):
+    """The block of `method` for supervised fine-tuning."""
+
+    hyperparameters: SupervisedHyperparameters = SupervisedHyperparameters()
+
+
+class ContinuedPretraining(SpecPart):
+    """The block of `method` for continued pretraining."""
+
+    hyperparameters: ContinuedPretrainingHyperparameters = ContinuedPretrainingHyperparameters()
+
+
+class Dpo(SpecPart):
+    """The block of `method` for direct preference optimization."""
+
+    hyperparameters: DpoHyperparameters = DpoHyperparameters()
+
+
+class Kto(SpecPart):
+    """The block of `method` for Kahneman-Tversky optimization."""
+
+    hyperparameters: KtoHyperparameters = KtoHyperparameters()
+
+
+class Orpo(SpecPart):
+    """The block of `method` for odds ratio preference optimization."""
+
+    hyperparameters: OrpoHyperparameters = OrpoHyperparameters()
+
+
+class Simpo(SpecPart):
+    """The block of `method` for simple preference optimization."""
+
+    hyperparameters: SimpoHyperparameters = SimpoHyperparameters()
+
+
+class Reward(SpecPart):
+    """The block of `method` for reward models."""
+
+    hyperparameters: RewardHyperparameters = RewardHyperparameters()
+
+
+LATER_METHODS = ("reinforcement",)
+BLOCKS: tuple[MethodType, ...] = ("supervised", "continued_pretraining", "dpo", "kto", "orpo", "simpo", "reward")
+"""Methods on offer; each has the block of its name."""
+
+
+class Method(SpecPart):
+    """The objective: its type, and the block of that name. A spec has no other block, and answers show no other."""
+
+    type: Literal["supervised", "continued_pretraining", "dpo", "kto", "orpo", "simpo", "reward"] = "supervised"
+    supervised: Supervised | None = None
+    continued_pretraining: ContinuedPretraining | None = None
+    dpo: Dpo | None = None
+    kto: Kto | None = None
+    orpo: Orpo | None = None
+    simpo: Simpo | None = None
+    reward: Reward | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def one_block_of_the_type(cls, given: Any) -> Any:
+        """Fill in a block that is left out; refuse those of other methods."""
+        if not isinstance(given, dict):
+            return given
+        kind = given.get("type", "supervised")
+        if kind in LATER_METHODS:
+            raise PydanticCustomError(
+                "not_offered",
+                "The method '{method}' is not offered by this version yet: use one of {methods}.",
+                {"field": "type", "method": kind, "methods": ", ".join(BLOCKS)},
+            )
+        if kind not in BLOCKS:
+            return given
+        for other in BLOCKS:
+            if other != kind and given.get(other) is not None:
+                message = f"The method is '{kind}', so there is no block '{other}'. Send '{kind}', or another type."
+                raise PydanticCustomError("another_method", "{message}", {"field": other, "message": message})
+        return given if given.get(kind) is not None else {**given, kind: {}}
+
+    @model_serializer(mode="wrap")
+    def without_other_blocks(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """As OpenAI shows it."""
+        return {name: value for name, value in handler(self).items() if value is not None}
+
+    @property
+    def hyperparameters(self) -> Hyperparameters:
+        """Of the block in use."""
+        block: Supervised = getattr(self, self.type)  # each has them
+        return block.hyperparameters

@@ -1,0 +1,159 @@
+"""What works but deserves a second look: warnings about the numbers that a user chose, each with its reason.
+
+Pure, as recipes are: none of them blocks a job that can be trained.
+"""
+
+from dataclasses import dataclass
+
+from app.jobs.methods import HIGHEST_LEARNING_RATE
+from app.jobs.spec import FullTuning, JobSpec, LoraTuning
+from app.planning import recipes
+from app.planning.recipes import LORA_R, WIDTH_EXPONENTS, Facts, recipe_of
+
+DORA_UP_TO = 32
+"""Its paper (Liu et al. 2024, on ranks) gains most at 4 and 8; from 32 on the field pays for it without a gain."""
+RSLORA_FROM = 64
+"""PEFT's own comparison, Llama-3.2-3B on GSM8K: 51.3 % at rank 64 with rsLoRA, 47.8 % at rank 32 without."""
+
+
+@dataclass(frozen=True, slots=True)
+class Guardrail:
+    """Something that works but deserves a second look."""
+
+    code: str
+    message: str
+    param: str | None = None
+    suggestion: str | None = None
+
+
+def warnings(spec: JobSpec, facts: Facts) -> list[Guardrail]:
+    """What is worth saying about the numbers that a user chose."""
+    found = []
+    given = spec.hyperparameters
+    if given.learning_rate != "auto":
+        found.extend(_rate_warnings(given.learning_rate, spec, facts))
+        if given.learning_rate_multiplier not in ("auto", 1.0):
+            found.append(
+                Guardrail(
+                    "multiplier_unused",
+                    "learning_rate is given as a number, so learning_rate_multiplier has no effect.",
+                    spec.param("learning_rate_multiplier"),
+                    "Leave one of the two out.",
+                )
+            )
+    elif recipes.rate(spec, facts) > HIGHEST_LEARNING_RATE:
+        found.append(
+            Guardrail(
+                "rate_capped",
+                f"The recipe's rate times {given.learning_rate_multiplier} is {recipes.rate(spec, facts):g}; it is"
+                f" capped at {HIGHEST_LEARNING_RATE:g}, where no training makes sense any more.",
+                spec.param("learning_rate_multiplier"),
+                "Use a multiplier between 0.1 and 10.",
+            )
+        )
+    if facts.model_type not in WIDTH_EXPONENTS and given.learning_rate == "auto":
+        found.append(
+            Guardrail(
+                "rate_not_fitted",
+                f"No one has fitted how the rate of '{facts.model_type}' models scales with width; the rate for"
+                " hidden size 4096 is used as it is.",
+                spec.param("learning_rate"),
+                "Try two or three rates around it on a small part of the data.",
+            )
+        )
+    if spec.evaluation.holdout == "auto" and facts.holdout:
+        found.append(
+            Guardrail(
+                "rows_held_out",
+                f"{100 * facts.holdout:g} % of the training file's rows are kept for validation and not trained on.",
+                "evaluation.holdout",
+                "Send evaluation.holdout: 0 to train on all of them, or a validation_file.",
+            )
+        )
+    if spec.tuning.type == "full" and given.n_epochs != "auto" and given.n_epochs > 2:
+        found.append(
+            Guardrail(
+                "many_epochs",
+                f"{given.n_epochs} passes of full fine-tuning tend to memorise a small set.",
+                spec.param("n_epochs"),
+                "Use 1 or 2.",
+            )
+        )
+    if isinstance(spec.tuning, LoraTuning):
+        found.extend(_rank_warnings(spec.tuning))
+    if recipes.gives_batch_numbers(spec):
+        found.extend(_packing_warnings(spec, facts))
+    return found
+
+
+def _rank_warnings(tuning: LoraTuning) -> list[Guardrail]:
+    rank = LORA_R if tuning.r == "auto" else tuning.r
+    found = []
+    if tuning.use_dora and rank >= DORA_UP_TO:
+        found.append(
+            Guardrail(
+                "dora_at_high_rank",
+                f"At rank {rank} DoRA costs time and memory, for which little has been seen to come back.",
+                "tuning.use_dora",
+                f"Leave it out, or use a rank below {DORA_UP_TO}, where it can help.",
+            )
+        )
+    if not tuning.use_rslora and rank >= RSLORA_FROM:
+        found.append(
+            Guardrail(
+                "rslora_advised",
+                f"At rank {rank} the scale alpha / r slows an adapter down; with alpha / √r high ranks learn more.",
+                "tuning.use_rslora",
+                "Send use_rslora: true.",
+            )
+        )
+    return found
+
+
+def _packing_warnings(spec: JobSpec, facts: Facts) -> list[Guardrail]:
+    given, param = spec.hyperparameters, spec.param("packing")
+    if given.packing == "auto" and recipes.is_worth_packing(facts.model_type, facts.packing_saves):
+        return [
+            Guardrail(
+                "packing_left_out",
+                f"A batch that is given counts rows, so they are not packed: {100 * facts.packing_saves:.0f} % of the"
+                " tokens computed are padding.",
+                param,
+                "Leave the numbers of a batch 'auto', or send packing: true and count packs.",
+            )
+        ]
+    if given.packing is True and facts.rows_per_pack is not None:
+        rows = recipes.batch(spec, recipes.in_packs(recipe_of(spec), facts.rows_per_pack))["batch_size"]
+        return [
+            Guardrail(
+                "batch_counts_packs",
+                f"With packing a batch counts packs: a step of {rows} has about {rows * facts.rows_per_pack:.0f} rows.",
+                param,
+                "Leave the numbers of a batch 'auto' for as many rows a step as the recipe has.",
+            )
+        ]
+    return []
+
+
+def _rate_warnings(rate: float, spec: JobSpec, facts: Facts) -> list[Guardrail]:
+    usual = recipe_of(spec).learning_rate * recipes.width_factor(facts.model_type, facts.hidden_size)
+    param = spec.param("learning_rate")
+    if isinstance(spec.tuning, FullTuning) and rate >= 10 * usual:
+        return [
+            Guardrail(
+                "lora_rate_on_full",
+                f"{rate:g} is a LoRA-like rate; with every weight moving it overwrites what the base knew.",
+                param,
+                f"Use about {usual:.1e}, or leave it 'auto'.",
+            )
+        ]
+    if isinstance(spec.tuning, LoraTuning) and rate <= usual / 10:
+        return [
+            Guardrail(
+                "full_rate_on_lora",
+                f"{rate:g} is a full fine-tune's rate; an adapter hardly moves at it and underfits.",
+                param,
+                f"Use about {usual:.1e}, or leave it 'auto'.",
+            )
+        ]
+    return []

@@ -1,0 +1,181 @@
+"""TRL's trainer for each method, with nothing of ours in its arithmetic: its own class, configuration and collator.
+
+Rows come prepared, so what a trainer would do to texts first is left out.
+"""
+
+# TRL publishes no types, so its classes are Any to derive from:
+# mypy: disable-error-code="misc"
+
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+from peft import get_peft_model
+from peft.optimizers import create_loraplus_optimizer
+from torch.optim import Optimizer
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, Trainer, set_seed
+from trl import DPOTrainer, KTOTrainer, RewardTrainer, SFTTrainer
+
+from app.jobs.methods import (
+    DpoHyperparameters,
+    KtoHyperparameters,
+    OrpoHyperparameters,
+    RewardHyperparameters,
+    SimpoHyperparameters,
+)
+from app.jobs.spec import JobSpec, LoraTuning, QloraTuning, resolved
+from worker.training import configs, data, model
+from worker.training.device import Device
+from worker.training.failures import MethodNotSupported
+
+
+def build(
+    work_dir: Path,
+    spec: JobSpec,
+    machine: Device,
+    base_model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    parent: Path | None = None,
+) -> Trainer:
+    """The trainer of a resolved spec. `parent`: the folder of an adapter that goes on training.
+
+    Raises `TargetModulesUnusable`, `PackingNotSupported` where the base would mix the rows of a pack, and
+    `MethodNotSupported` where the installed TRL has no trainer for the method.
+    """
+    tuning = spec.tuning if isinstance(spec.tuning, LoraTuning) else None
+    if tuning is not None:
+        model.require_target_modules(base_model, tuning.target_modules)
+    validation = work_dir / "validation.arrow"
+    trainer = _of_method(
+        spec,
+        machine,
+        work_dir / "checkpoints",
+        {
+            "model": base_model,
+            "processing_class": tokenizer,
+            "train_dataset": data.rows_of(work_dir / "train.arrow"),
+            "eval_dataset": data.rows_of(validation) if validation.exists() else None,
+            "peft_config": configs.lora_config(spec, tuning) if tuning is not None else None,
+        },
+        parent,
+    )
+    trainer.remove_callback(PrinterCallback)  # it prints to standard output, where the messages go by hand
+    if isinstance(tuning, QloraTuning):
+        model.keep_adapter_in_fp32(trainer.model)
+    if parent is not None:
+        model.go_on_from(trainer.model, parent)
+    if tuning is not None and tuning.loraplus_lr_ratio is not None:
+        trainer.optimizer = loraplus_optimizer(trainer, tuning.loraplus_lr_ratio)
+    if spec.hyperparameters.packing:
+        model.require_rows_kept_apart(trainer)
+    return trainer
+
+
+def _of_method(
+    spec: JobSpec, machine: Device, checkpoints: Path, given: dict[str, Any], parent: Path | None
+) -> Trainer:
+    match spec.hyperparameters:
+        case DpoHyperparameters() as own:
+            args = configs.dpo_config(spec, own, machine, checkpoints)
+            return _turning(_Dpo(args=args, **_with_reference(spec, given, parent)), data.for_dpo)
+        case KtoHyperparameters() as own:
+            args = configs.kto_config(spec, own, machine, checkpoints)
+            return _turning(_Kto(args=args, **_with_reference(spec, given, parent)), data.for_kto)
+        case RewardHyperparameters() as own:
+            args = configs.reward_config(spec, own, machine, checkpoints)
+            return _turning(_Reward(args=args, **given), data.for_reward)
+        case OrpoHyperparameters() | SimpoHyperparameters() as own:
+            return _turning(_experimental(spec, own, machine, checkpoints, given), data.for_odds)
+        case _:
+            return SFTTrainer(args=configs.sft_config(spec, machine, checkpoints), **given)
+
+
+def _turning(trainer: Trainer, turn: Any) -> Trainer:
+    trainer.data_collator = data.turned(turn, trainer.data_collator)
+    return trainer
+
+
+class _Prepared:
+    """A trainer whose rows are prepared: its own preparation tokenises texts."""
+
+    def _prepare_dataset(self, dataset: Dataset, *_: Any) -> Dataset:
+        return dataset
+
+
+class _Dpo(_Prepared, DPOTrainer): ...
+
+
+class _Kto(_Prepared, KTOTrainer): ...
+
+
+class _Reward(_Prepared, RewardTrainer): ...
+
+
+class _CountsTokens:
+    """A trainer that says how many tokens it has seen, as TRL's others do."""
+
+    _seen = 0
+
+    def training_step(self, of: Any, inputs: dict[str, Any], *rest: Any) -> Any:
+        self._seen += sum(int(inputs[f"{name}_attention_mask"].sum()) for name in ("chosen", "rejected"))
+        return super().training_step(of, inputs, *rest)
+
+    def log(self, logs: dict[str, float], *rest: Any) -> None:
+        if "loss" in logs:
+            logs["num_tokens"] = self._seen
+        super().log(logs, *rest)
+
+
+def _with_reference(spec: JobSpec, given: dict[str, Any], parent: Path | None) -> dict[str, Any]:
+    """What a method against a reference model takes: that is the model before training.
+
+    TRL takes a new adapter turned off for it, or of a full model a second copy. Of an adapter that goes on training it
+    is that adapter as it was, of which TRL makes a copy where it gets the adapter and no configuration of one.
+    """
+    if parent is None:
+        return given
+    set_seed(resolved(spec.seed))
+    adapter = get_peft_model(given["model"], given["peft_config"])
+    model.go_on_from(adapter, parent)
+    return {**given, "model": adapter, "peft_config": None}
+
+
+def _experimental(
+    spec: JobSpec,
+    own: OrpoHyperparameters | SimpoHyperparameters,
+    machine: Device,
+    checkpoints: Path,
+    given: dict[str, Any],
+) -> Trainer:
+    """ORPO's and CPO's trainers, which TRL may change or drop. Raises `MethodNotSupported`."""
+    try:
+        if isinstance(own, OrpoHyperparameters):
+            from trl.experimental.orpo import ORPOTrainer
+
+            theirs: Any = ORPOTrainer
+            args = configs.orpo_config(spec, own, machine, checkpoints)
+        else:
+            from trl.experimental.cpo import CPOTrainer
+
+            theirs = CPOTrainer
+            args = configs.simpo_config(spec, own, machine, checkpoints)
+    except ImportError as error:
+        raise MethodNotSupported(f"The installed TRL has no trainer for '{spec.method.type}' any more.") from error
+
+    counting: Any = type(theirs.__name__, (_CountsTokens, theirs), {})
+    tokenizer, training = given["processing_class"], given["train_dataset"]
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+    # They tokenise all rows they are given, so they are given none until they are made.
+    trainer = counting(args=args, **{**given, "train_dataset": training.select([]), "eval_dataset": None})
+    trainer.train_dataset, trainer.eval_dataset = training, given["eval_dataset"]
+    return trainer
+
+
+def loraplus_optimizer(trainer: Trainer, ratio: float) -> Optimizer:
+    """The optimizer that is asked for, with a rate of its own for the B matrices (LoRA+, Hayou et al. 2024)."""
+    kind, options = trainer.get_optimizer_cls_and_kwargs(trainer.args, trainer.model)
+    decay = trainer.args.weight_decay
+    made: Optimizer = create_loraplus_optimizer(
+        trainer.model, kind, loraplus_lr_ratio=ratio, loraplus_weight_decay=decay, **options
+    )
+    return made

@@ -40,6 +40,10 @@ class Metrics(Message, frozen=True):
     memory_bytes: int
     """Peak so far: allocated on the device, or resident on a CPU."""
     mean_token_accuracy: float | None = None
+    reward_accuracy: float | None = None
+    """Of pairs of answers: how often the chosen one has the higher reward."""
+    reward_margin: float | None = None
+    """By how much, in the mean; of single answers, the wanted ones' reward over the others'."""
 
 
 class Eval(Message, frozen=True):
@@ -48,6 +52,8 @@ class Eval(Message, frozen=True):
     step: int
     loss: float
     mean_token_accuracy: float | None = None
+    reward_accuracy: float | None = None
+    reward_margin: float | None = None
 
 
 class Checkpoint(Message, frozen=True):

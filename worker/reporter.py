@@ -105,8 +105,8 @@ class Reporter:
             case messages.Metrics():
                 batch.measured.append(_step(message))
                 self._progress = {**self._progress, **_progress(message)}
-            case messages.Eval(step=step, loss=loss, mean_token_accuracy=accuracy):
-                batch.measured.append(_evaluation(step, self._progress.get("total_steps"), loss, accuracy))
+            case messages.Eval():
+                batch.measured.append(_evaluation(message, self._progress.get("total_steps")))
             case messages.Notice(level=level, message=text):
                 batch.told.append((level, text))
             case messages.Checkpoint() | messages.Done() | messages.Stopped() | messages.Failed():
@@ -127,21 +127,29 @@ def _step(metrics: messages.Metrics) -> tuple[str, dict[str, Any]]:
         "tokens_per_second": metrics.tokens_per_second,
         "seconds": metrics.seconds,
         "memory_bytes": metrics.memory_bytes,
+        **_rewards(metrics, "train"),
     }
     return f"Step {metrics.step}/{metrics.total_steps}: training loss={metrics.loss:.4f}", data
 
 
-def _evaluation(step: int, total_steps: int | None, loss: float, accuracy: float | None) -> tuple[str, dict[str, Any]]:
+def _evaluation(measured: messages.Eval, total_steps: int | None) -> tuple[str, dict[str, Any]]:
     """An event in the same names. The whole validation file is read each time, which is what `full` means there."""
     data = {
-        "step": step,
+        "step": measured.step,
         "total_steps": total_steps,
-        "valid_loss": loss,
-        "valid_mean_token_accuracy": accuracy,
-        "full_valid_loss": loss,
-        "full_valid_mean_token_accuracy": accuracy,
+        "valid_loss": measured.loss,
+        "valid_mean_token_accuracy": measured.mean_token_accuracy,
+        "full_valid_loss": measured.loss,
+        "full_valid_mean_token_accuracy": measured.mean_token_accuracy,
+        **_rewards(measured, "valid"),
     }
-    return f"Step {step}: validation loss={loss:.4f}", data
+    return f"Step {measured.step}: validation loss={measured.loss:.4f}", data
+
+
+def _rewards(measured: messages.Metrics | messages.Eval, prefix: str) -> dict[str, float]:
+    """What only methods on preferences measure."""
+    rewards = {"reward_accuracy": measured.reward_accuracy, "reward_margin": measured.reward_margin}
+    return {f"{prefix}_{name}": value for name, value in rewards.items() if value is not None}
 
 
 def _progress(metrics: messages.Metrics) -> dict[str, Any]:

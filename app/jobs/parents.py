@@ -42,6 +42,7 @@ def require_model(session: Session, project: Project, spec: JobSpec) -> JobSpec:
         raise ModelNotFound(
             f"There is no model '{spec.model}' in your registry. GET /v1/models lists what a job can start from."
         ) from error
+    _require_its_output(spec, parent)
     if parent.kind == "full":
         return spec
     if names.is_registered(parent.base["id"]) and registry.base_of(session, parent) is None:
@@ -50,6 +51,22 @@ def require_model(session: Session, project: Project, spec: JobSpec) -> JobSpec:
             " in the registry any more. Start from another model."
         )
     return spec.model_copy(update={"tuning": _continued(spec, parent)})
+
+
+def _require_its_output(spec: JobSpec, parent: RegisteredModel) -> None:
+    """A reward model gives numbers where others give words. Raises `InvalidRequest`."""
+    if parent.method == "reward" and spec.method.type != "reward":
+        raise InvalidRequest(
+            f"'{parent.id}' is a reward model: it gives numbers and has no words to train. Send method.type 'reward',"
+            f" or start from '{parent.base['id']}'.",
+            param="method.type",
+        )
+    if parent.kind == "adapter" and parent.method != "reward" and spec.method.type == "reward":
+        raise InvalidRequest(
+            f"'{parent.id}' is an adapter that gives words: a reward model cannot go on from it. Start from"
+            f" '{parent.base['id']}', or from a full model.",
+            param="method.type",
+        )
 
 
 def _continued(spec: JobSpec, parent: RegisteredModel) -> LoraTuning:

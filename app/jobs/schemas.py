@@ -175,6 +175,12 @@ class MetricsEntry(BaseModel):
     train_mean_token_accuracy: float | None = None
     valid_loss: float | None = None
     valid_mean_token_accuracy: float | None = None
+    train_reward_accuracy: float | None = None
+    """Of pairs of answers: how often the chosen one has the higher reward."""
+    train_reward_margin: float | None = None
+    """By how much, in the mean; of single answers, the wanted ones' reward over the others'."""
+    valid_reward_accuracy: float | None = None
+    valid_reward_margin: float | None = None
     epoch: float | None = None
     learning_rate: float | None = None
     grad_norm: float | None = None

@@ -58,9 +58,9 @@ class Progress(TrainerCallback):  # type: ignore[misc]  # transformers publishes
         if "loss" in logs:
             self._step(state, logs)
         elif "eval_loss" in logs:
-            loss, accuracy = float(logs["eval_loss"]), logs.get("eval_mean_token_accuracy")
+            loss = float(logs["eval_loss"])
             _require_finite(f"validation loss at step {state.global_step}", loss)
-            self._report(messages.Eval(state.global_step, loss, accuracy))
+            self._report(messages.Eval(state.global_step, loss, **_beside_the_loss(logs, "eval_")))
 
     def _step(self, state: TrainerState, logs: dict[str, Any]) -> None:
         loss = float(logs["loss"])  # transformers rounds what it prints, not what it logs
@@ -83,7 +83,7 @@ class Progress(TrainerCallback):  # type: ignore[misc]  # transformers publishes
                 tokens_per_second=rate,
                 seconds=self.seconds,
                 memory_bytes=peak_memory_bytes(self._device),
-                mean_token_accuracy=logs.get("mean_token_accuracy"),
+                **_beside_the_loss(logs, ""),
             )
         )
 
@@ -162,6 +162,24 @@ class Pace(TrainerCallback):  # type: ignore[misc]  # transformers publishes no 
             control.should_training_stop = True
             control.should_save = self._stop.wish == "save" and self._saved_step != state.global_step
             control.should_evaluate = False
+
+
+LOGGED = {
+    "mean_token_accuracy": ("mean_token_accuracy",),
+    "reward_accuracy": ("rewards/accuracies", "accuracy"),
+    "reward_margin": ("rewards/margins", "margin"),
+}
+"""Our names, and what TRL's trainers call it: those on preferences, and that of reward models."""
+
+
+def _beside_the_loss(logs: dict[str, Any], prefix: str) -> dict[str, float]:
+    """What this method measures of it."""
+    return {
+        name: float(logs[prefix + theirs])
+        for name, candidates in LOGGED.items()
+        for theirs in candidates
+        if prefix + theirs in logs
+    }
 
 
 def _require_finite(what: str, value: float) -> None:

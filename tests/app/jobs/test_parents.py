@@ -28,8 +28,8 @@ def adapter(session: Session, project: Project) -> str:
     return ADAPTER
 
 
-def create(client: TestClient, model: str, **fields: Any) -> Any:
-    file = client.post("/v1/files", **upload_body(ROWS)).json()["id"]
+def create(client: TestClient, model: str, rows: bytes = ROWS, **fields: Any) -> Any:
+    file = client.post("/v1/files", **upload_body(rows)).json()["id"]
     return client.post("/v1/fine_tuning/jobs", json={"model": model, "training_file": file, **fields})
 
 
@@ -59,6 +59,37 @@ def test_another_shape_is_refused(
     error = response.json()["error"]
     assert (response.status_code, error["param"]) == (400, param)
     assert says in error["message"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "method", "asked", "says"),
+    [
+        ("adapter", "reward", "supervised", "is a reward model: it gives numbers"),
+        ("full", "reward", "dpo", "is a reward model: it gives numbers"),
+        ("adapter", "supervised", "reward", "gives words: a reward model cannot go on from it"),
+        ("full", "supervised", "reward", None),
+        ("full", "reward", "reward", None),
+        ("adapter", "supervised", "dpo", None),
+    ],
+)
+def test_what_gives_numbers_does_not_go_on_giving_words(
+    client: TestClient, session: Session, project: Project, adapter: str, kind: str, method: str, asked: str, says: Any
+) -> None:
+    with session.begin():
+        row = registry.get(session, project, adapter)
+        row.kind, row.method = kind, method  # type: ignore[assignment]  # one of the two
+    rows = {
+        "supervised": ROWS,
+        "dpo": (pair := b'{"prompt": "a", "chosen": "b", "rejected": "c"}\n'),
+        "reward": pair,
+    }
+    response = create(client, adapter, rows[asked], method={"type": asked})
+    if says is None:
+        assert response.json()["method"]["type"] == asked
+    else:
+        error = response.json()["error"]
+        assert (response.status_code, error["param"]) == (400, "method.type")
+        assert says in error["message"]
 
 
 def test_an_adapter_whose_base_is_gone_from_the_registry_is_nobodys_start(

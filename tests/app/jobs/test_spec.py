@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from app.http import invalid_request
+from app.jobs.methods import BLOCKS
 from app.jobs.spec import JobSpec
 
 HYPER = "method.supervised.hyperparameters"
@@ -26,6 +27,14 @@ def spec(**fields: Any) -> JobSpec:
 
 def hyper(**fields: Any) -> dict[str, Any]:
     return {"method": {"type": "supervised", "supervised": {"hyperparameters": fields}}}
+
+
+def of(method: str, **hyperparameters: Any) -> dict[str, Any]:
+    return {"method": {"type": method, method: {"hyperparameters": hyperparameters}}}
+
+
+def of_(method: str) -> str:
+    return f"method.{method}.hyperparameters"
 
 
 def refusal(body: dict[str, Any]) -> tuple[str | None, str]:
@@ -48,6 +57,15 @@ def test_a_spec_survives_json() -> None:
     asked = spec(**hyper(n_epochs=2, learning_rate=1e-3), tuning={"type": "qlora", "r": 8}, seed=3)
     assert JobSpec.model_validate_json(asked.model_dump_json()) == asked
     assert JobSpec.model_validate(asked.model_dump(mode="json")) == asked
+
+
+@pytest.mark.parametrize("method", BLOCKS)
+def test_a_method_has_the_block_of_its_name_and_no_other(method: str) -> None:
+    asked = spec(method={"type": method})
+    assert asked.hyperparameters.learning_rate == "auto"
+    assert list(asked.model_dump()["method"]) == ["type", method]
+    assert JobSpec.model_validate_json(asked.model_dump_json()) == asked
+    assert asked.param("n_epochs") == f"method.{method}.hyperparameters.n_epochs"
 
 
 def test_old_hyperparameters_are_the_supervised_block() -> None:
@@ -76,12 +94,22 @@ def test_old_hyperparameters_are_the_supervised_block() -> None:
         ({"tuning": {"type": "lorra"}}, "tuning", "'full', 'lora', 'qlora'"),
         ({"tuning": {"r": 8}}, "tuning.type", "type"),
         ({"tuning": "auto"}, "tuning", "not offered"),
-        ({"method": {"type": "dpo"}}, "method.type", "'dpo' is not offered"),
+        (of("dpo", packing=True), f"{of_('dpo')}.packing", "row by row, so they are not packed"),
+        (of("dpo", train_on="all"), f"{of_('dpo')}.train_on", "the answers are compared"),
+        (of("orpo", neftune_noise_alpha=5.0), f"{of_('orpo')}.neftune_noise_alpha", "supervised training"),
+        (of("dpo", loss_type="exo"), f"{of_('dpo')}.loss_type", "'sigmoid'"),
+        (of("dpo", label_smoothing=0.5), f"{of_('dpo')}.label_smoothing", "less than 0.5"),
+        (of("orpo", loss_type="ipo"), f"{of_('orpo')}.loss_type", "Unknown field"),
+        (of("kto", per_device_train_batch_size=1), f"{of_('kto')}.per_device_train_batch_size", "equal to 2"),
+        (of("kto", batch_size=1), f"{of_('kto')}.batch_size", "at least 2 are trained at a time"),
+        (of("kto", batch_size=4, gradient_accumulation_steps=4), f"{of_('kto')}.batch_size", "at least 2"),
+        (of("continued_pretraining", train_on="completion"), f"{of_('continued_pretraining')}.train_on", "every token"),
         (
-            {"method": {"type": "dpo", "dpo": {"hyperparameters": {"beta": 0.1}}}},
-            "method.type",
-            "'dpo' is not offered by this version yet",
+            {"method": {"type": "dpo", "supervised": {"hyperparameters": {"n_epochs": 1}}}},
+            "method.supervised",
+            "The method is 'dpo', so there is no block 'supervised'",
         ),
+        ({"method": {"type": "ppo"}}, "method.type", "'supervised'"),
         (
             {
                 "method": {

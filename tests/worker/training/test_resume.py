@@ -125,6 +125,23 @@ def test_a_packed_run_goes_on_with_the_packs_that_are_left(make_job: Any, run: A
         assert _report(stopped)[name] == pytest.approx(_report(straight)[name], abs=1e-6), name
 
 
+@pytest.mark.parametrize(
+    ("method", "tuning"), [("dpo", "lora"), ("dpo", "full"), ("kto", "lora"), ("orpo", "lora"), ("reward", "full")]
+)
+def test_other_methods_go_on_as_if_nothing_had_been(make_job: Any, run: Any, method: str, tuning: str) -> None:
+    rows = tiny.unpaired_rows(16) if method == "kto" else tiny.preference_rows(16)
+    options = {"method": method, "rows": rows, "per_device_train_batch_size": 2, "learning_rate": 1e-3}
+    straight, stopped = make_job(tuning, **options), make_job(tuning, **options)
+    whole = _by_step(run(straight))
+
+    first = run(stopped, _stop_after(2))
+    second = run(stopped)
+
+    assert first[-1] == messages.Stopped(3)
+    assert _by_step(first) | _by_step(second) == pytest.approx(whole, abs=1e-6)
+    assert _report(stopped)["tokens"] == _report(straight)["tokens"]
+
+
 def test_a_resume_without_its_state_would_be_seen(make_job: Any, run: Any) -> None:
     straight, stopped = make_job("lora"), make_job("lora")
     whole = _by_step(run(straight))

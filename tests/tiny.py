@@ -125,9 +125,9 @@ def preference_rows(count: int) -> list[dict[str, Any]]:
 
 
 def unpaired_rows(count: int) -> list[dict[str, Any]]:
-    """Single answers, by turns wanted and not."""
+    """Single answers, of which every third is not wanted."""
     return [
-        {"prompt": row["prompt"], "completion": row["chosen" if index % 2 else "rejected"], "label": bool(index % 2)}
+        {"prompt": row["prompt"], "completion": row["chosen" if index % 3 else "rejected"], "label": bool(index % 3)}
         for index, row in enumerate(preference_rows(count))
     ]
 

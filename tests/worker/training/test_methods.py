@@ -31,7 +31,9 @@ BATCH = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "ba
 def test_every_step_has_the_loss_of_the_librarys_own_trainer(
     make_job: Any, run: Any, bases: Path, tmp_path: Path, method: str, tuning: str
 ) -> None:
-    work_dir = make_job(tuning, method=method, rows=ROWS[method], learning_rate=1e-3, n_epochs=2, **BATCH)
+    # KTO compares answers with those of other prompts only once the wanted ones have become likelier.
+    rate = 5e-3 if method == "kto" else 1e-3
+    work_dir = make_job(tuning, method=method, rows=ROWS[method], learning_rate=rate, n_epochs=2, **BATCH)
 
     ours = [message.loss for message in steps(run(work_dir))]
     theirs = bare(bases / "tiny", work_dir, tmp_path / "out")
@@ -80,7 +82,7 @@ def test_an_adapter_that_goes_on_is_compared_with_what_it_was(make_job: Any, run
     losses = [message.loss for message in steps(run(going_on))]
 
     assert losses[0] == pytest.approx(math.log(2), abs=1e-6)
-    assert losses[1] != losses[0]
+    assert losses[-1] != losses[0]
     assert not (going_on / "result" / "ref").exists()
 
 

@@ -167,6 +167,10 @@ class TrainingSetup:
     """4-bit layers keep their input though nothing needs it, as those of bitsandbytes before 0.43 did."""
     buckets: bool = False
     """Gradients lie there twice, the second time in the buckets of DistributedDataParallel."""
+    reference: bool = False
+    """A copy of the base lies beside it, which does not move."""
+    scores: bool = False
+    """A reward model: a number for each row in place of logits, from a layer that is trained whatever the tuning."""
     shards: int = 1
     """GPUs that weights, gradients and states are spread over (FSDP, ZeRO-3)."""
     reserved: bool = False
@@ -198,20 +202,22 @@ class MemoryEstimate:
     temporary: float
     slack: float = 0.0
     context: float = 0.0
+    reference: float = 0.0
+    """The copy of the base that a full model is compared with."""
     by_moment: dict[str, float] = field(default_factory=dict)
     """The sum at each of the four, without slack and context."""
 
     @property
     def total(self) -> float:
         """All of it."""
-        held = self.weights + self.quantization + self.adapter + self.gradients + self.optimizer
+        held = self.weights + self.reference + self.quantization + self.adapter + self.gradients + self.optimizer
         return held + self.activations + self.loss + self.temporary + self.slack + self.context
 
 
 def trained_params(shape: ModelShape, setup: TrainingSetup) -> int:
     """How many parameters move. Of LoRA (Hu et al. 2021): rank × (inputs + outputs) of each target."""
     if setup.tuning == "full":
-        return shape.params + _untied(shape, setup)
+        return _params(shape, setup)
     layers = (*ATTENTION, *(() if shape.num_experts else shape.mlp))
     per_block = sum(_adapter(shape, setup, role) for role in setup.targets.intersection(layers))
     if shape.num_experts and setup.targets.issuperset(shape.mlp):
@@ -222,7 +228,8 @@ def trained_params(shape: ModelShape, setup: TrainingSetup) -> int:
     head = _adapter(shape, setup, "head") if "head" in setup.targets else 0
     tied = shape.tied_embeddings and not setup.unties_embeddings
     saved = shape.vocabulary_params * (1 if tied else 2) if setup.trains_vocabulary else 0
-    return per_block * shape.num_layers + head + saved
+    scores = shape.hidden_size if setup.scores else 0
+    return per_block * shape.num_layers + head + saved + scores
 
 
 def estimate(shape: ModelShape, setup: TrainingSetup) -> MemoryEstimate:
@@ -240,6 +247,7 @@ def estimate(shape: ModelShape, setup: TrainingSetup) -> MemoryEstimate:
     )
     if setup.optimizer_in_backward:
         gradients = largest
+    reference = weights if setup.reference else 0.0
     early = gradients if setup.accumulates else min(gradients, largest)
 
     tokens = setup.micro_batch * setup.length
@@ -255,7 +263,13 @@ def estimate(shape: ModelShape, setup: TrainingSetup) -> MemoryEstimate:
     logits = tokens * setup.loss_rows * shape.vocab_size * setup.kept_logit_bytes
     loss_bytes = _loss(shape, setup) + logits
 
-    held = {"weights": weights, "quantization": constants, "adapter": adapter, "optimizer": states}
+    held = {
+        "weights": weights,
+        "reference": reference,
+        "quantization": constants,
+        "adapter": adapter,
+        "optimizer": states,
+    }
     moments: dict[Literal["loss", "last block", "first block", "optimizer"], dict[str, float]] = {
         "loss": {
             "gradients": gradients if setup.accumulates else 0.0,
@@ -313,13 +327,16 @@ def _expert_adapters(shape: ModelShape, rank: int) -> int:
     return shape.num_experts * (opens + closes) + rank * (hidden + shape.num_experts)
 
 
-def _untied(shape: ModelShape, setup: TrainingSetup) -> int:
-    return shape.vocabulary_params if shape.tied_embeddings and setup.unties_embeddings else 0
+def _params(shape: ModelShape, setup: TrainingSetup) -> int:
+    """Of the model as it is trained: a reward model's output layer is one row."""
+    if setup.scores:
+        return shape.params + shape.hidden_size - (0 if shape.tied_embeddings else shape.vocabulary_params)
+    return shape.params + (shape.vocabulary_params if shape.tied_embeddings and setup.unties_embeddings else 0)
 
 
 def _weights(shape: ModelShape, setup: TrainingSetup) -> tuple[float, float]:
     """The base's, and of 4-bit ones the constants."""
-    params = shape.params + _untied(shape, setup)
+    params = _params(shape, setup)
     if setup.weights not in ("nf4", "nf4_double", "int8"):
         return params * BYTES[setup.weights], 0.0
     few = shape.block_params * shape.num_layers
@@ -373,6 +390,8 @@ def _stream(setup: TrainingSetup) -> float:
 
 def _loss(shape: ModelShape, setup: TrainingSetup) -> float:
     tokens = setup.micro_batch * setup.length * setup.loss_rows
+    if setup.scores:
+        return 0.0
     if setup.loss_tile is None:
         return tokens * shape.vocab_size * setup.loss_bytes
     rows, columns = min(tokens, setup.loss_tile[0]), setup.loss_tile[1]

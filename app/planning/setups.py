@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from app.jobs.spec import JobSpec, LoraTuning, QloraTuning, resolved
-from app.planning.memory import ATTENTION, ModelShape, Role, TrainingSetup, Weights
+from app.planning.memory import ATTENTION, FULL_LOSS, ModelShape, Role, TrainingSetup, Weights
 
 STATES = {
     "adamw_torch": (8.0, 4.0),
@@ -19,6 +19,14 @@ LOSS_TILE = (4096, 32768)
 """Tokens and columns of the vocabulary that TRL 1.16 computes logits for at a time."""
 TILE_COPIES = 5
 """Of a tile in fp32 while TRL differentiates it without Triton, as on a CPU: logits, probabilities, gradients."""
+
+PAIRS = ("dpo", "orpo", "simpo", "reward")
+"""Methods of which a row is two sequences in one batch."""
+REFERENCED = ("dpo", "kto")
+"""Methods that compare with the model before training."""
+LOGIT_BYTES = {"orpo": 18.0, "simpo": 16.0}
+"""A logit, for methods whose trainers (`trl.experimental`) compute all at once: in fp32, as accelerate hands them out,
+with three gradients of that size on their way through slices; and for ORPO's likelihood half of them once more."""
 
 ROLES: dict[str, tuple[Role, ...]] = {
     "q_proj": ("q",),
@@ -56,10 +64,11 @@ def setup_of(spec: JobSpec, shape: ModelShape, device: Device) -> TrainingSetup:
     given, tuning = spec.hyperparameters, spec.tuning
     states, step = STATES[given.optim]
     rows = resolved(given.per_device_train_batch_size)
+    method = spec.method.type
     weights: Weights = "fp32" if tuning.type == "full" else device.precision
     return TrainingSetup(
         tuning=tuning.type,
-        micro_batch=rows,
+        micro_batch=2 * rows if method in PAIRS else rows,
         length=resolved(given.max_length),
         weights="nf4_double" if isinstance(tuning, QloraTuning) else weights,
         compute=device.precision,
@@ -76,10 +85,13 @@ def setup_of(spec: JobSpec, shape: ModelShape, device: Device) -> TrainingSetup:
         use_dora=isinstance(tuning, LoraTuning) and tuning.use_dora,
         checkpointing=bool(given.gradient_checkpointing),
         # transformers hands SDPA a mask where rows of a batch differ in length, and then copies keys and values.
-        repeats_kv=rows > 1 and not given.packing,
+        repeats_kv=(rows > 1 or method in PAIRS) and not given.packing,
         fused_qkv=any("q" in group for group in shape.fused),
-        loss_tile=LOSS_TILE,
+        loss_tile=None if method in LOGIT_BYTES else LOSS_TILE,
         tile_copies=0 if device.kind == "cuda" else TILE_COPIES,
+        loss_bytes=LOGIT_BYTES.get(method, FULL_LOSS),
+        reference=tuning.type == "full" and method in REFERENCED,  # an adapter is turned off to be its own
+        scores=method == "reward",
     )
 
 

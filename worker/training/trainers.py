@@ -134,10 +134,17 @@ def _with_reference(spec: JobSpec, given: dict[str, Any], parent: Path | None) -
     """
     if parent is None:
         return given
+    adapted = _adapted(spec, given)
+    model.go_on_from(adapted["model"], parent)
+    return adapted
+
+
+def _adapted(spec: JobSpec, given: dict[str, Any]) -> dict[str, Any]:
+    """The same with the adapter made here, by the same random numbers."""
+    if given["peft_config"] is None:
+        return given
     set_seed(resolved(spec.seed))
-    adapter = get_peft_model(given["model"], given["peft_config"])
-    model.go_on_from(adapter, parent)
-    return {**given, "model": adapter, "peft_config": None}
+    return {**given, "model": get_peft_model(given["model"], given["peft_config"]), "peft_config": None}
 
 
 def _experimental(
@@ -165,7 +172,9 @@ def _experimental(
     counting: Any = type(theirs.__name__, (_CountsTokens, theirs), {})
     tokenizer, training = given["processing_class"], given["train_dataset"]
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
-    # They tokenise all rows they are given, so they are given none until they are made.
+    # They tokenise all rows they are given, so they are given none until they are made; and they would hold norms and
+    # embeddings of a base in 4 bits in fp32, as `model.load` has it.
+    given = _adapted(spec, given)
     trainer = counting(args=args, **{**given, "train_dataset": training.select([]), "eval_dataset": None})
     trainer.train_dataset, trainer.eval_dataset = training, given["eval_dataset"]
     return trainer

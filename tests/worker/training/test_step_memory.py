@@ -7,10 +7,10 @@ from typing import Any, Literal
 
 import pytest
 import torch
-from transformers import TrainerCallback
+from transformers import LlamaForCausalLM, TrainerCallback
 
 from app.jobs.spec import JobSpec
-from app.planning.memory import estimate
+from app.planning.memory import MemoryEstimate, estimate
 from app.planning.setups import Device, setup_of
 from app.planning.shapes import shape_of
 from tests import tiny
@@ -19,20 +19,25 @@ from worker.training import device, model, trainers
 from worker.training.live import LiveStorages
 
 Precision = Literal["fp32", "bf16"]
+PAIR = {"prompt": "Which colour? " * 12, "chosen": "Red. " * 9, "rejected": "Tan. " * 9}
+ANSWER = {"prompt": "Which colour? " * 12, "completion": "Red. " * 9, "label": True}
 ROW = {"messages": [{"role": "user", "content": "Which colour? " * 12}, {"role": "assistant", "content": "Red. " * 9}]}
 
 
 class SecondStep(TrainerCallback):
     """Counts what is alive in the second step, when the optimizer has its states."""
 
-    def __init__(self) -> None:
+    def __init__(self, reference: torch.nn.Module | None) -> None:
         self.live = LiveStorages()
+        self._reference = reference
 
     def on_step_begin(self, _: Any, state: Any, __: Any, **given: Any) -> None:
         if state.global_step != 1:
             return
         self.live.__enter__()
         for tensor in (*_held_by(given["model"]), *_states_of(given["optimizer"])):
+            self.live.count(tensor)
+        for tensor in _held_by(self._reference) if self._reference is not None else ():
             self.live.count(tensor)
 
     def on_step_end(self, _: Any, state: Any, *__: Any, **___: Any) -> None:
@@ -55,6 +60,16 @@ def _states_of(optimizer: Any) -> list[torch.Tensor]:
 def wide(bases: Path) -> Path:
     """A base whose activations count: TRL's tile for the loss is 32,768 columns wide, however few there are."""
     return tiny.make_base(bases / "wide", hidden_size=256, layers=6, dtype=torch.bfloat16)
+
+
+@pytest.fixture(scope="module")
+def tall(bases: Path) -> Path:
+    """A base whose vocabulary counts, most of which its tokenizer never uses."""
+    folder = tiny.make_base(bases / "tall", dtype=torch.bfloat16)
+    larger = LlamaForCausalLM.from_pretrained(folder)
+    larger.resize_token_embeddings(8192)
+    larger.save_pretrained(folder)
+    return folder
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -83,19 +98,59 @@ def test_the_formula_knows_what_a_step_of_the_trainer_takes(
     hyperparameters: dict[str, Any],
 ) -> None:
     monkeypatch.setenv("FINETUNED_PRECISION", precision)
-    chosen = {"batch_size": 2, "per_device_train_batch_size": 2, "packing": False, "max_steps": 2, **hyperparameters}
-    work_dir = make_job(tuning, rows=[ROW] * 8, model="wide", block=block, **chosen)
+    counted, found = counted_and_found(wide, make_job, tuning, [ROW] * 8, block=block, packing=False, **hyperparameters)
+    assert found.total == pytest.approx(counted, rel=0.10), found
+
+
+@pytest.mark.parametrize(
+    ("tuning", "precision"),
+    [
+        ("full", "fp32"),
+        ("qlora", "bf16"),
+        *(pytest.param(*each, marks=pytest.mark.long) for each in (("full", "bf16"), ("qlora", "fp32"))),
+        *(pytest.param("lora", precision, marks=pytest.mark.long) for precision in ("fp32", "bf16")),
+    ],
+)
+@pytest.mark.parametrize("method", ["dpo", "kto", "orpo", "simpo", "reward"])
+def test_it_knows_what_a_step_of_every_method_takes(
+    wide: Path,
+    make_job: MakeJob,
+    monkeypatch: pytest.MonkeyPatch,
+    precision: Precision,
+    tuning: str,
+    method: str,
+) -> None:
+    monkeypatch.setenv("FINETUNED_PRECISION", precision)
+    row = ANSWER if method == "kto" else PAIR
+    counted, found = counted_and_found(wide, make_job, tuning, [row] * 8, method=method)
+    assert found.total == pytest.approx(counted, rel=0.10), found
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("method", ["orpo", "simpo"])
+def test_it_knows_what_logits_take_that_are_computed_at_once(
+    tall: Path, make_job: MakeJob, monkeypatch: pytest.MonkeyPatch, precision: Precision, method: str
+) -> None:
+    monkeypatch.setenv("FINETUNED_PRECISION", precision)
+    counted, found = counted_and_found(tall, make_job, "lora", [PAIR] * 8, method=method)
+    assert found.total == pytest.approx(counted, rel=0.10), found
+
+
+def counted_and_found(
+    base_folder: Path, make_job: MakeJob, tuning: str, rows: list[dict[str, Any]], **options: Any
+) -> tuple[int, MemoryEstimate]:
+    """Bytes at the peak of the second step, and what the formula says of it."""
+    chosen = {"batch_size": 2, "per_device_train_batch_size": 2, "max_steps": 2, **options}
+    work_dir = make_job(tuning, rows=rows, model=base_folder.name, **chosen)
     spec = JobSpec.model_validate_json((work_dir / "job.json").read_text())
     machine = device.find()
-    base, tokenizer = model.load(wide, spec, machine)
+    base, tokenizer = model.load(base_folder, spec, machine)
     trainer = trainers.build(work_dir, spec, machine, base, tokenizer)
-    counted = SecondStep()
+    counted = SecondStep(getattr(trainer, "ref_model", None))
     trainer.add_callback(counted)
     trainer.train()
 
-    config = json.loads((wide / "config.json").read_text())
-    shape = shape_of(config)
+    shape = shape_of(json.loads((base_folder / "config.json").read_text()))
     setup = setup_of(spec, shape, Device("cpu", machine.precision))
     setup = replace(setup, repeats_kv=False)  # the rows of this batch have one length
-    found = estimate(shape, setup)
-    assert found.total == pytest.approx(counted.live.peak, rel=0.10), found
+    return counted.live.peak, estimate(shape, setup)

@@ -306,6 +306,40 @@ def estimate(shape: ModelShape, setup: TrainingSetup) -> MemoryEstimate:
     return replace(found, context=float(CONTEXT_BYTES)) if setup.context else found
 
 
+def evaluation(shape: ModelShape, setup: TrainingSetup) -> float:
+    """Bytes at the peak of an evaluation between two steps, whose batches are `micro_batch` rows of `length` tokens.
+
+    What training holds lies there but gradients; nothing is kept of a block but what goes to the next one.
+    """
+    trained = trained_params(shape, setup)
+    weights, constants = _weights(shape, setup)
+    held = (weights * (2 if setup.reference else 1) + constants) / setup.shards
+    held += 0.0 if setup.tuning == "full" else trained * BYTES[setup.trained] / setup.shards
+    held += 0.0 if setup.states_in_host_memory else trained * setup.state_bytes / setup.shards
+    compute, tokens = BYTES[setup.compute], setup.micro_batch * setup.length
+    middle = shape.intermediate_size * (3 if shape.gated_mlp else 2) * max(1, shape.experts_per_token)
+    # Residual, the normed input, and the MLP's middle; or before the first block two norms' copies in fp32.
+    block = tokens * (middle * compute + 2 * shape.hidden_size * _stream(setup))
+    loss = 0.0 if setup.scores else _loss_forward(shape, setup)
+    copies = 0.0
+    if setup.tuning == "full" and setup.autocast and setup.weights == "fp32":  # each is kept until the batch is over
+        copies = (shape.block_params * shape.num_layers + shape.vocabulary_params) * 2.0
+    last = tokens * shape.hidden_size * (_stream(setup) + compute)
+    peak = held + copies + max(block + _gathered(shape, setup) + _unpacked(shape, setup), last + loss)
+    peak += SLACK * (block + loss) if setup.reserved else 0.0
+    return peak + (CONTEXT_BYTES if setup.context else 0)
+
+
+def _loss_forward(shape: ModelShape, setup: TrainingSetup) -> float:
+    """Of a loss without gradients."""
+    tokens = setup.micro_batch * setup.length * setup.loss_rows
+    if setup.loss_tile is None:
+        return tokens * shape.vocab_size * 8.0  # logits in fp32, and their log-probabilities
+    rows, columns = min(tokens, setup.loss_tile[0]), setup.loss_tile[1]
+    copies = min(setup.tile_copies, 2) * 4.0 * min(columns, shape.vocab_size)  # in fp32, and as probabilities
+    return rows * (BYTES[setup.compute] * columns + copies)
+
+
 def _size(shape: ModelShape, role: Role) -> int:
     inputs, outputs = shape.linear(role)
     return inputs * outputs

@@ -10,7 +10,7 @@ import torch
 from transformers import LlamaForCausalLM, TrainerCallback
 
 from app.jobs.spec import JobSpec
-from app.planning.memory import MemoryEstimate, estimate
+from app.planning.memory import MemoryEstimate, estimate, evaluation
 from app.planning.setups import Device, setup_of
 from app.planning.shapes import shape_of
 from tests import tiny
@@ -154,3 +154,29 @@ def counted_and_found(
     setup = setup_of(spec, shape, Device("cpu", machine.precision))
     setup = replace(setup, repeats_kv=False)  # the rows of this batch have one length
     return counted.live.peak, estimate(shape, setup)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("tuning", ["full", "lora", "qlora"])
+def test_it_knows_what_an_evaluation_takes(
+    wide: Path, make_job: MakeJob, monkeypatch: pytest.MonkeyPatch, precision: Precision, tuning: str
+) -> None:
+    monkeypatch.setenv("FINETUNED_PRECISION", precision)
+    chosen = {"batch_size": 2, "per_device_train_batch_size": 2, "max_steps": 1}
+    work_dir = make_job(tuning, rows=[ROW] * 8, validation=[ROW] * 2, model="wide", **chosen)
+    spec = JobSpec.model_validate_json((work_dir / "job.json").read_text())
+    machine = device.find()
+    base, tokenizer = model.load(wide, spec, machine)
+    trainer = trainers.build(work_dir, spec, machine, base, tokenizer)
+    trainer.train()
+    trainer.model.zero_grad()
+    live = LiveStorages()
+    with live:
+        for tensor in (*_held_by(trainer.model), *_states_of(trainer.optimizer)):
+            live.count(tensor)
+        trainer.evaluate()
+
+    shape = shape_of(json.loads((wide / "config.json").read_text()))
+    found = evaluation(shape, setup_of(spec, shape, Device("cpu", machine.precision)))
+
+    assert found == pytest.approx(live.peak, rel=0.06)

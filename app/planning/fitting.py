@@ -6,7 +6,7 @@ from typing import Any
 
 from app.jobs.spec import JobSpec
 from app.planning import recipes
-from app.planning.memory import MemoryEstimate, ModelShape, estimate
+from app.planning.memory import MemoryEstimate, ModelShape, TrainingSetup, estimate
 from app.planning.recipes import Facts
 from app.planning.setups import Device, setup_of
 
@@ -20,6 +20,8 @@ GPUS = {
     "141 GB": 140.4,
 }
 """GiB that the driver reports of the smallest card of a class: T4, L4, A100-40, L40S, H100, H200."""
+PROCESS_BYTES = 650 * 1024**2
+"""Of a trainer on a CPU before it has loaded anything: Python with torch, transformers, PEFT and TRL."""
 LOWEST_RANK = 8
 SHORTEST = 512
 """Tokens; a row that is cut shorter has lost what most are there for."""
@@ -39,9 +41,14 @@ class Change:
 
 def peak(spec: JobSpec, facts: Facts, shape: ModelShape, device: Device) -> MemoryEstimate:
     """What a job would take on such a device, its `auto`s resolved."""
-    setup = setup_of(recipes.resolve(spec, facts), shape, device)
+    found = estimate(shape, setup_on(recipes.resolve(spec, facts), shape, device))
+    return found if device.kind == "cuda" else replace(found, context=float(PROCESS_BYTES))
+
+
+def setup_on(spec: JobSpec, shape: ModelShape, device: Device) -> TrainingSetup:
+    """The step of a resolved spec, with what a GPU takes beside its tensors."""
     on_gpu = device.kind == "cuda"
-    return estimate(shape, replace(setup, reserved=on_gpu, context=on_gpu))
+    return replace(setup_of(spec, shape, device), reserved=on_gpu, context=on_gpu)
 
 
 def changes(spec: JobSpec, facts: Facts, shape: ModelShape, device: Device, room: float) -> list[Change] | None:

@@ -4,7 +4,7 @@ Pure: a spec and the facts of its data and base in, the same spec with numbers o
 """
 
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from app.files.spec import Auto, DataSpec
 from app.jobs.methods import (
@@ -18,6 +18,8 @@ from app.jobs.methods import (
 )
 from app.jobs.prepared import Prepared
 from app.jobs.spec import JobSpec, LoraTuning
+
+AnySpec = TypeVar("AnySpec", bound=JobSpec)
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +158,8 @@ class Facts:
     """Share of the tokens, whether the rows were packed or not."""
     holdout: float = 0.0
     """Share of the rows that is not trained on."""
+    memory_is_tight: bool = True
+    """Whether the device may not have the memory to keep every block's activations; on a CPU it is taken to have."""
 
 
 def facts_of(prepared: Prepared, *, device: Literal["cpu", "cuda"]) -> Facts:
@@ -229,7 +233,7 @@ def width_factor(model_type: str, hidden_size: int) -> float:
     return float((4096 / hidden_size) ** WIDTH_EXPONENTS.get(model_type, 0.0))
 
 
-def resolve(spec: JobSpec, facts: Facts) -> JobSpec:
+def resolve(spec: AnySpec, facts: Facts) -> AnySpec:
     """The spec with every `auto` that is a number replaced by that number.
 
     `save_steps` and `eval_steps` stay `auto` where they were: they are policies of the clock and the epoch. A spec
@@ -250,8 +254,8 @@ def resolve(spec: JobSpec, facts: Facts) -> JobSpec:
         "weight_decay": recipe.weight_decay,
         "optim": _optimizer(spec, facts),
         "max_grad_norm": recipe.max_grad_norm,
-        # Recomputing costs a third of the speed; without a memory plan it is the safe choice on a GPU only.
-        "gradient_checkpointing": facts.device == "cuda",
+        # Recomputing costs a third of the speed; where no plan says that it fits without, it is the safe choice.
+        "gradient_checkpointing": facts.device == "cuda" and facts.memory_is_tight,
         **batch(spec, in_packs(recipe, facts.rows_per_pack)),
     }
     numbers |= _of_the_method(spec, recipe)
@@ -264,7 +268,7 @@ def resolve(spec: JobSpec, facts: Facts) -> JobSpec:
         for name, value in (("r", LORA_R), ("lora_alpha", LORA_ALPHA)):
             if body["tuning"][name] == "auto":
                 body["tuning"][name] = value
-    return JobSpec.model_validate(body)
+    return type(spec).model_validate(body)
 
 
 def _of_the_method(spec: JobSpec, recipe: Recipe) -> dict[str, float | None]:

@@ -1,0 +1,118 @@
+"""Bytes on disks: of an adapter's file, of a result, and of the checkpoints on the way to it. Pure."""
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+
+from app.jobs.spec import JobSpec, LoraTuning, resolved
+from app.planning.memory import BYTES, ModelShape, TrainingSetup, trained_params
+
+SCRATCH_CHECKPOINTS = 3
+"""That a worker's disk holds at most: two that it keeps, and the one being written (`worker/training/checkpoints`)."""
+ALL_BUT_WEIGHTS = 5_000_000
+"""Bytes of a model that are not its weights: a tokenizer of some 100,000 words, and the run's own files."""
+NOT_LINEAR = re.compile(r"(^|\.)(embed\w*|wte|wpe|word_embeddings\w*|lm_head|embed_out|shared)$")
+"""Modules with a matrix that is no linear layer of a block."""
+TRANSPOSED = frozenset({"gpt2", "gpt_bigcode"})
+"""Families whose linear layers have their inputs first."""
+LLAMA_LAYERS = {
+    "self_attn": {"q_proj": "q", "k_proj": "k", "v_proj": "v", "o_proj": "o"},
+    "mlp": {"gate_proj": "gate", "up_proj": "up", "down_proj": "down"},
+}
+"""What most families call them since Llama."""
+
+Tensors = Mapping[str, tuple[int, ...]]
+"""Shapes by name, as a safetensors header has them."""
+
+
+def adapter_bytes(spec: JobSpec, shape: ModelShape, setup: TrainingSetup, tensors: Tensors, family: str) -> int:
+    """Of `adapter_model.safetensors`, as PEFT writes it in fp32: exact for a dense base, by its tensors' names.
+
+    Without them names are Llama's. Of a base of experts it is exact but for the header, some 100 bytes a tensor.
+    """
+    assert isinstance(spec.tuning, LoraTuning)  # noqa: S101  nothing else has one
+    trained = trained_params(shape, setup)
+    if shape.num_experts:
+        return int(4 * trained + 100 * 2 * len(setup.targets) * shape.num_layers)
+    made = dict(_of_adapter(spec.tuning, tensors or _like_llama(shape), family))
+    if setup.scores:
+        made["base_model.model.score.weight"] = (1, shape.hidden_size)
+    return safetensors_bytes(made)
+
+
+def safetensors_bytes(tensors: Tensors, *, dtype: str = "F32", width: int = 4) -> int:
+    """Of a file with these tensors: eight bytes, a JSON header padded to a multiple of eight, and the numbers.
+
+    https://github.com/huggingface/safetensors#format; tensors of one dtype lie in the order of their names.
+    """
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name in sorted(tensors):
+        start, end = end, end + width * _product(tensors[name])
+        header[name] = {"dtype": dtype, "shape": list(tensors[name]), "data_offsets": [start, end]}
+    length = len(json.dumps(header, separators=(",", ":")))
+    return 8 + -(-length // 8) * 8 + end
+
+
+def result_bytes(shape: ModelShape, setup: TrainingSetup, adapter: int | None) -> int:
+    """Of what is published: an adapter, or all weights in 16 bits, which bases are published in; with a tokenizer."""
+    weights = adapter if adapter is not None else 2 * trained_params(shape, setup)
+    return weights + ALL_BUT_WEIGHTS
+
+
+def scratch_bytes(shape: ModelShape, setup: TrainingSetup, result: int) -> int:
+    """Of a worker's disk while it trains: checkpoints with the optimizer's states, and the result."""
+    trained = trained_params(shape, setup)
+    checkpoint = trained * (BYTES[setup.trained] + setup.state_bytes) + ALL_BUT_WEIGHTS
+    return int(SCRATCH_CHECKPOINTS * checkpoint) + result
+
+
+def stored_bytes(spec: JobSpec, shape: ModelShape, setup: TrainingSetup, result: int, steps: int) -> int:
+    """Of the storage: the result, and the model of each checkpoint; of a full model those are in fp32."""
+    weights = trained_params(shape, setup) * BYTES["fp32"] + ALL_BUT_WEIGHTS
+    return int(result + checkpoints(spec, steps) * weights)
+
+
+def checkpoints(spec: JobSpec, steps: int) -> int:
+    """How many are published on the way. Without `save_steps` one an epoch, if none takes more than ten minutes."""
+    given = spec.hyperparameters
+    if given.save_steps != "auto":
+        return -(-steps // given.save_steps)
+    return resolved(given.n_epochs) if given.max_steps is None else min(resolved(given.n_epochs), steps)
+
+
+def _of_adapter(tuning: LoraTuning, tensors: Tensors, family: str) -> Iterable[tuple[str, tuple[int, ...]]]:
+    rank = resolved(tuning.r)
+    for name, size in tensors.items():
+        module = name.removesuffix(".weight")
+        if len(size) != 2 or module == name or NOT_LINEAR.search(module) or not _is_target(module, tuning):
+            continue
+        outputs, inputs = reversed(size) if family in TRANSPOSED else size
+        yield f"base_model.model.{module}.lora_A.weight", (rank, inputs)
+        yield f"base_model.model.{module}.lora_B.weight", (outputs, rank)
+        if tuning.use_dora:
+            yield f"base_model.model.{module}.lora_magnitude_vector", (outputs,)
+
+
+def _is_target(module: str, tuning: LoraTuning) -> bool:
+    if tuning.target_modules == "all-linear":
+        return True
+    return any(module == wanted or module.endswith(f".{wanted}") for wanted in tuning.target_modules)
+
+
+def _like_llama(shape: ModelShape) -> Tensors:
+    return {
+        f"model.layers.{layer}.{part}.{name}.weight": (outputs, inputs)
+        for layer in range(shape.num_layers)
+        for part, layers in LLAMA_LAYERS.items()
+        for name, role in layers.items()
+        if part == "self_attn" or role in shape.mlp
+        for inputs, outputs in (shape.linear(role),)  # type: ignore[arg-type]  # the roles of a block
+    }
+
+
+def _product(size: tuple[int, ...]) -> int:
+    product = 1
+    for one in size:
+        product *= one
+    return product

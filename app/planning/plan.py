@@ -1,0 +1,231 @@
+"""What a job will take, before it is trained: memory on every device, time, disk, and what would make it fit. Pure."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from app.jobs.spec import JobSpec, LoraTuning, resolved
+from app.planning import artifacts, fitting, guardrails, recipes
+from app.planning.artifacts import Tensors
+from app.planning.duration import Duration, Measured, duration, work_of
+from app.planning.fitting import GIB, GPUS, Change, setup_on
+from app.planning.guardrails import Guardrail
+from app.planning.memory import MemoryEstimate, ModelShape, evaluation, trained_params
+from app.planning.recipes import Facts
+from app.planning.setups import Device, setup_of
+
+ROOM_LEFT = 0.1
+"""Of a device, that must be left for activations to be kept rather than computed twice: the formula's own error."""
+ON_GPU = Device("cuda", "bf16")
+
+
+@dataclass(frozen=True, slots=True)
+class Base:
+    """A base model, as its files describe it."""
+
+    shape: ModelShape
+    tensors: Tensors
+    """Of the safetensors headers; empty where there is a config alone."""
+    model_type: str
+    hidden_size: int
+    context_length: int
+
+
+@dataclass(frozen=True, slots=True)
+class Data:
+    """The rows that will be trained on, as far as they are known."""
+
+    rows: int
+    """Of one pass."""
+    tokens: int
+    """Of one pass, all of them."""
+    longest_row: int
+    basis: Literal["assumed", "estimated", "counted"]
+    packs: int | None = None
+    packing_saves: float = 0.0
+    """Share of what is computed without packing that is padding."""
+    holdout: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A device that a job could be trained on."""
+
+    name: str
+    """Of a worker class of this service, or of a size of GPU."""
+    device: Device
+    room: float
+    """Bytes."""
+    gigabytes: int | None
+    """That a GPU is sold with."""
+    is_here: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """Whether it fits a place, and by how much."""
+
+    place: Place
+    train_peak: float
+    """Bytes."""
+    eval_peak: float
+
+    @property
+    def peak(self) -> float:
+        """The larger of the two."""
+        return max(self.train_peak, self.eval_peak)
+
+    @property
+    def fits(self) -> bool:
+        """Whether there is room for it."""
+        return self.peak <= self.place.room
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """All of it, for the place that the job would go to."""
+
+    place: Place
+    resolved: JobSpec
+    memory: MemoryEstimate
+    eval_peak: float
+    trained_params: int
+    adapter_bytes: int | None
+    """None of full fine-tuning."""
+    fits: list[Fit]
+    duration: Duration
+    steps: int
+    worker_disk: int
+    stored: int
+    changes: list[Change] | None
+    """After which it fits its place; none where it does, None where nothing helps."""
+    warnings: list[Guardrail]
+
+    @property
+    def goes(self) -> bool:
+        """Whether it fits where it would go."""
+        return next(fit for fit in self.fits if fit.place == self.place).fits
+
+
+COMMON = [Place(name, ON_GPU, room * GIB, int(name.split()[0]), is_here=False) for name, room in GPUS.items()]
+
+
+def make(
+    spec: JobSpec,
+    base: Base,
+    data: Data,
+    here: Sequence[Place],
+    measured: Mapping[str, Sequence[Measured]],
+) -> Plan:
+    """Plan for the smallest place of this service that has the room, else for its largest; without any for a GPU.
+
+    `measured`: earlier jobs by the name of the place. Raises `TypeError` for a spec that cannot be resolved.
+    """
+    places = [*here, *COMMON]
+    fits = [fit_of(spec, base, data, place) for place in places]
+    candidates = [fit for fit in fits if fit.place.is_here] or fits
+    largest_last = sorted(candidates, key=lambda fit: fit.place.room)
+    chosen = next((fit for fit in largest_last if fit.fits), largest_last[-1])
+    place = chosen.place
+    facts = facts_on(spec, base, data, place)
+    numbers = recipes.resolve(spec, facts)
+    setup = setup_of(numbers, base.shape, place.device)
+    is_adapter = isinstance(numbers.tuning, LoraTuning)
+    adapter = artifacts.adapter_bytes(numbers, base.shape, setup, base.tensors, base.model_type) if is_adapter else None
+    result = artifacts.result_bytes(base.shape, setup, adapter)
+    trained, steps = trained_params(base.shape, setup), steps_of(numbers, data)
+    changed: list[Change] | None = []
+    if not chosen.fits:
+        changed = fitting.changes(spec, facts, base.shape, place.device, place.room)
+    return Plan(
+        place=place,
+        resolved=numbers,
+        memory=fitting.peak(spec, facts, base.shape, place.device),
+        eval_peak=chosen.eval_peak,
+        trained_params=trained,
+        adapter_bytes=adapter,
+        fits=fits,
+        duration=_duration(numbers, base, data, place, trained, steps, result, measured.get(place.name, ())),
+        steps=steps,
+        worker_disk=artifacts.scratch_bytes(base.shape, setup, result),
+        stored=artifacts.stored_bytes(numbers, base.shape, setup, result, steps),
+        changes=changed,
+        warnings=guardrails.warnings(spec, facts),
+    )
+
+
+def fit_of(spec: JobSpec, base: Base, data: Data, place: Place) -> Fit:
+    """What it would take there."""
+    facts = facts_on(spec, base, data, place)
+    train_peak = fitting.peak(spec, facts, base.shape, place.device).total
+    return Fit(place, train_peak, _eval_peak(spec, facts, base, place))
+
+
+def facts_on(spec: JobSpec, base: Base, data: Data, place: Place) -> Facts:
+    """What a recipe needs to know, there: also whether all activations have room."""
+    facts = Facts(
+        longest_row=data.longest_row,
+        hidden_size=base.hidden_size,
+        model_type=base.model_type,
+        context_length=base.context_length,
+        device=place.device.kind,
+        rows_per_pack=data.rows / data.packs if data.packs else None,
+        packing_saves=data.packing_saves,
+        holdout=data.holdout,
+    )
+    roomy = replace(facts, memory_is_tight=False)
+    kept = fitting.peak(spec, roomy, base.shape, place.device).total
+    return roomy if kept <= (1 - ROOM_LEFT) * place.room else facts
+
+
+def steps_of(spec: JobSpec, data: Data) -> int:
+    """Optimizer steps of a resolved spec."""
+    given = spec.hyperparameters
+    if given.max_steps is not None:
+        return given.max_steps
+    return resolved(given.n_epochs) * math.ceil(_sequences(spec, data) / resolved(given.batch_size))
+
+
+def _sequences(spec: JobSpec, data: Data) -> float:
+    """Rows, or packs, of one pass."""
+    if not spec.hyperparameters.packing:
+        return data.rows
+    return data.packs or max(1.0, data.tokens / resolved(spec.hyperparameters.max_length))
+
+
+def _eval_peak(spec: JobSpec, facts: Facts, base: Base, place: Place) -> float:
+    numbers = recipes.resolve(spec, facts)
+    setup = setup_on(numbers, base.shape, place.device)
+    rows = (
+        recipes.rows_at_a_time(numbers)
+        * setup.micro_batch
+        // resolved(numbers.hyperparameters.per_device_train_batch_size)
+    )
+    process = 0 if place.device.kind == "cuda" else fitting.PROCESS_BYTES
+    return evaluation(base.shape, replace(setup, micro_batch=max(1, rows))) + process
+
+
+def _duration(
+    spec: JobSpec,
+    base: Base,
+    data: Data,
+    place: Place,
+    trained: int,
+    steps: int,
+    result: int,
+    measured: Sequence[Measured],
+) -> Duration:
+    given = spec.hyperparameters
+    passes = steps * resolved(given.batch_size) / _sequences(spec, data)
+    padding = 1 if given.packing else 1 / (1 - min(data.packing_saves, 0.9))
+    work = work_of(
+        params=base.shape.params,
+        trained=trained,
+        tokens=passes * data.tokens * padding,
+        micro_steps=steps * resolved(given.gradient_accumulation_steps),
+        checkpointing=bool(given.gradient_checkpointing),
+        passes_of_reference=1 if spec.method.type in ("dpo", "kto") else 0,
+        moved_bytes=2.0 * base.shape.params + result,
+    )
+    return duration(work, place.device.kind, place.gigabytes, measured)

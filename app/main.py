@@ -17,6 +17,7 @@ import app.files.routes
 import app.graders.routes
 import app.jobs.routes
 import app.jobs.stream_routes
+import app.plans.recommendation_routes
 import app.registry.permission_routes
 import app.registry.routes
 import app.reports.routes
@@ -104,6 +105,7 @@ def create_app() -> FastAPI:
         app.jobs.routes,
         app.jobs.stream_routes,
         app.reports.routes,
+        app.plans.recommendation_routes,
         app.registry.routes,
         app.registry.permission_routes,
         app.graders.routes,

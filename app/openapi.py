@@ -15,6 +15,7 @@ more than three entries is cut to two, and what belongs to the machine has other
 
 TAGS = [
     {"name": "files", "description": "What jobs train on, uploaded whole or in parts, and the metrics they leave."},
+    {"name": "planning", "description": "What to train with, before anything is trained."},
     {"name": "fine-tuning jobs", "description": "From a spec to a model: create, follow, pause, resume, cancel."},
     {"name": "models", "description": "Base models and results: list, inspect, download, share, delete."},
     {"name": "graders", "description": "Judge a model's answer by rules."},

@@ -22,6 +22,7 @@ HOOK = "https://tickets.example/hook"
 
 FILES, UPLOADS, JOBS = "/v1/files", "/v1/uploads", "/v1/fine_tuning/jobs"
 PERMISSIONS = "/v1/fine_tuning/checkpoints/{fine_tuned_model_checkpoint}/permissions"
+RECOMMENDATIONS = "/v1/fine_tuning/recommendations"
 GRADERS = "/v1/fine_tuning/alpha/graders"
 WEBHOOKS = "/v1/webhook_endpoints"
 ENDPOINT = f"{WEBHOOKS}/{{webhook_endpoint_id}}"
@@ -123,6 +124,7 @@ def _walk(api: Recorder, service: Service, hook: str) -> None:
     _graders(api)
     endpoint = _endpoints(api, hook)
     training_file, validation_file = _files(api)
+    _planning(api, training_file)
     job_id, model = _jobs(api, training_file, validation_file)
     _following(api, job_id)
     _deliveries(api, endpoint)
@@ -209,6 +211,11 @@ def _files(api: Recorder) -> tuple[str, str]:
     api.await_made(preview, body=asked, file_id=training_file)
     api.show(preview, body=asked, file_id=training_file)
     return training_file, done["file"]["id"]
+
+
+def _planning(api: Recorder, training_file: str) -> None:
+    question = {"goal": "style", "model": "tiny", "training_file": training_file, "gpu_memory_gb": [24]}
+    api.show(f"POST {RECOMMENDATIONS}", body=question)
 
 
 def _jobs(api: Recorder, training_file: str, validation_file: str) -> tuple[str, str]:

@@ -13,6 +13,7 @@ COMMANDS = {
     "up": "up:up",
     "demo": "demo:demo",
     "init": "init:init",
+    "recommend": "recommend:recommend",
     "submit": "submit:submit",
     "jobs": "jobs:jobs",
     "watch": "watch:watch",

@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 
 from app.auth import Project
 from app.db import let_rest, new_id
-from app.errors import InvalidRequest, NotFound, TooLarge
+from app.errors import FileNotUsable, InvalidRequest, NotFound, TooLarge
 from app.files import sources
 from app.files.judging import UNJUDGED, Judgement, Judging
 from app.files.models import File
@@ -121,6 +121,34 @@ def fail_to_arrive(session: Session, holder: Claim, error: dict[str, Any]) -> No
     file = session.get(File, holder.subject)
     if file is not None:
         file.status, file.status_details = "error", str(error["message"])
+
+
+def require_trainable(session: Session, project: Project, file_id: str, *, param: str) -> File:
+    """A file that jobs may train on. Raises `FileNotUsable`; `param` is the field that names it."""
+    code = f"invalid_{param}"
+    try:
+        file = get(session, project, file_id)
+    except NotFound as error:
+        raise FileNotUsable(
+            f"{param} '{file_id}' does not exist. Upload it with purpose 'fine-tune' and send its id.",
+            param=param,
+            code=code,
+        ) from error
+    if file.purpose != FINE_TUNE:
+        raise FileNotUsable(
+            f"{param} '{file_id}' has purpose '{file.purpose}'. Upload it with purpose 'fine-tune'.",
+            param=param,
+            code=code,
+        )
+    if file.status == "uploaded":
+        raise FileNotUsable(
+            f"{param} '{file_id}' is still being fetched. Submit the job once its status is 'processed'.",
+            param=param,
+            code=code,
+        )
+    if file.status == "error":
+        raise FileNotUsable(f"{param} '{file_id}' cannot be trained on: {file.status_details}", param=param, code=code)
+    return file
 
 
 def require_arrived(file: File) -> None:

@@ -11,6 +11,7 @@ NAMES = {
     "num_heads": ("num_attention_heads", "n_head", "n_heads"),
     "num_kv_heads": ("num_key_value_heads", "num_kv_heads", "multi_query_group_num"),
     "intermediate_size": ("moe_intermediate_size", "intermediate_size", "n_inner", "ffn_hidden_size", "ffn_dim"),
+    "context_length": ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length"),
     "positions": ("max_position_embeddings", "n_positions"),
     "num_experts": ("num_local_experts", "num_experts", "n_routed_experts"),
     "experts_per_token": ("num_experts_per_tok", "moe_top_k"),
@@ -49,36 +50,41 @@ def shape_of(config: Mapping[str, Any], *, tensors: Mapping[str, tuple[int, ...]
     `tensors`: names and shapes from the headers of its weights, which count its parameters exactly. Raises
     `NotPlannable`.
     """
-    within = config.get("text_config")
-    text: Mapping[str, Any] = within if isinstance(within, Mapping) else config
+    text = text_config(config)
     for name, what in OF_ANOTHER_KIND.items():
         if text.get(name):
             raise NotPlannable(f"the model has {what} ({name}), which the memory formula does not know.")
     family = str(text.get("model_type") or config.get("model_type") or "")
-    hidden, heads = _number(text, "hidden_size"), _number(text, "num_heads")
+    hidden, heads = number(text, "hidden_size"), number(text, "num_heads")
     tied = text.get("tie_word_embeddings", config.get("tie_word_embeddings", family in TIED))
     if tensors:
         tied = not any(name.endswith(("lm_head.weight", "embed_out.weight")) for name in tensors)
     return ModelShape(
         hidden_size=hidden,
-        num_layers=_number(text, "num_layers"),
+        num_layers=number(text, "num_layers"),
         num_heads=heads,
-        num_kv_heads=1 if text.get("multi_query") is True else _number(text, "num_kv_heads", default=heads),
+        num_kv_heads=1 if text.get("multi_query") is True else number(text, "num_kv_heads", default=heads),
         head_dim=_whole(text.get("head_dim")) or hidden // heads,
-        intermediate_size=_number(text, "intermediate_size", default=4 * hidden),
-        vocab_size=_number(text, "vocab_size"),
+        intermediate_size=number(text, "intermediate_size", default=4 * hidden),
+        vocab_size=number(text, "vocab_size"),
         tied_embeddings=bool(tied),
         gated_mlp=family not in PLAIN,
         norm="layer" if family in LAYER_NORM else "rms",
-        num_experts=_number(text, "num_experts", default=0),
-        experts_per_token=_number(text, "experts_per_token", default=0),
-        positions=_number(text, "positions") + POSITIONS[family] if family in POSITIONS else 0,
+        num_experts=number(text, "num_experts", default=0),
+        experts_per_token=number(text, "experts_per_token", default=0),
+        positions=number(text, "positions") + POSITIONS[family] if family in POSITIONS else 0,
         fused=FUSED.get(family, ()),
-        total_params=sum(map(_product, tensors.values())) if tensors and within is None else None,
+        total_params=sum(map(_product, tensors.values())) if tensors and text is config else None,
     )
 
 
-def _number(config: Mapping[str, Any], field: str, *, default: int | None = None) -> int:
+def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The part about the text model: all of it, where there is no other."""
+    within = config.get("text_config")
+    return within if isinstance(within, Mapping) else config
+
+
+def number(config: Mapping[str, Any], field: str, *, default: int | None = None) -> int:
     """Under whichever of its names. Raises `NotPlannable`."""
     names = NAMES.get(field, (field,))
     for name in names:

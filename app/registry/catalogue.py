@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from difflib import get_close_matches
 from pathlib import Path
+from typing import Any
 
 from app.errors import InvalidRequest, ModelNotFound
 from app.registry import identity, names
@@ -46,12 +47,33 @@ def require(model: str) -> None:
         _require_folder(model)
 
 
+def config_of(model: str) -> dict[str, Any] | None:
+    """A base's `config.json`, without a look at its weights; None for a hub model, whose files are with the workers.
+
+    Raises `ModelNotFound`, or `InvalidRequest` where there is none that can be read.
+    """
+    if "/" in model:
+        _require_hub_id(model)
+        return None
+    try:
+        return identity.read_config(_folder(model))
+    except identity.UnusableBase as error:
+        raise InvalidRequest(f"The model '{model}' cannot be used: {error}", param="model", code=error.code) from error
+
+
 def is_pinned(model: str) -> bool:
     """Whether a hub id names a commit, which always means the same files."""
     return re.fullmatch(r"[0-9a-f]{40}", model.partition("@")[2]) is not None
 
 
 def _require_folder(model: str) -> None:
+    try:
+        identity.require_safe(_folder(model))
+    except identity.UnusableBase as error:
+        raise InvalidRequest(f"The model '{model}' cannot be used: {error}", param="model", code=error.code) from error
+
+
+def _folder(model: str) -> Path:
     names = {folder.name: folder for folder in _folders()}
     if model not in names:
         near = get_close_matches(model, names, n=3, cutoff=0.5) or sorted(names)[:10]
@@ -59,10 +81,7 @@ def _require_folder(model: str) -> None:
         raise ModelNotFound(
             f"The model '{model}' is not a folder of FINETUNED_MODELS_DIR. {known} A hub id has the form 'org/name'."
         )
-    try:
-        identity.require_safe(names[model])
-    except identity.UnusableBase as error:
-        raise InvalidRequest(f"The model '{model}' cannot be used: {error}", param="model", code=error.code) from error
+    return names[model]
 
 
 def _require_hub_id(model: str) -> None:

@@ -138,6 +138,16 @@ def known(session: Session, training_sha256: str, validation_sha256: str | None)
     return {row.key: Report.model_validate(row.report) for row in rows}
 
 
+def newest(session: Session, training_sha256: str, *, tokenizer_sha256: str) -> Report | None:
+    """The newest report on a file for a base with this tokenizer, whatever its other settings; None: there is none."""
+    mine = (
+        PreparedSet.training_sha256 == training_sha256,
+        PreparedSet.report["tokenizer_sha256"].astext == tokenizer_sha256,
+    )
+    found = session.scalar(select(PreparedSet.report).where(*mine).order_by(PreparedSet.used_at.desc()).limit(1))
+    return Report.model_validate(found) if found is not None else None
+
+
 def forget_sets(session: Session, age: timedelta, *, needed: set[str]) -> set[str]:
     """Strike off some sets that no job has used for so long, or whose file is gone; returns their blobs.
 

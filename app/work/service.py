@@ -3,7 +3,7 @@
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import delete, func, select
+from sqlalchemy import BigInteger, cast, delete, func, select
 from sqlalchemy.dialects.postgresql import distinct_on, insert
 from sqlalchemy.orm import Session
 
@@ -33,6 +33,17 @@ def choose_queue(session: Session, *, gpu_memory_gb: int | None) -> str:
     if sizes:
         return f"gpu-{sizes[0]}"
     return CPU if gpu_memory_gb is None else f"gpu-{gpu_memory_gb}"
+
+
+def devices(session: Session) -> dict[str, dict[str, Any]]:
+    """The worker classes heard of within a day, each with the device of the worker that has the least memory."""
+    rows = session.execute(
+        select(Worker.queue, Worker.device)
+        .where(Worker.heard_at > func.now() - timedelta(days=1), Worker.queue != PREPARE)
+        .ext(distinct_on(Worker.queue))
+        .order_by(Worker.queue, cast(Worker.device["memory_bytes"].astext, BigInteger))
+    )
+    return {row.queue: row.device for row in rows}
 
 
 def _gpu_gigabytes(queue: str) -> int | None:

@@ -1,0 +1,79 @@
+"""What is known of a model before a job: its shape, where its `config.json` can be read from here."""
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy.orm import Session
+
+from app.auth import Project
+from app.errors import ModelNotFound, NotFound
+from app.planning import shapes
+from app.planning.situations import Base
+from app.registry import catalogue, identity, names
+from app.registry import service as registry
+from app.registry.models import RegisteredModel
+from app.settings import get_settings
+from app.storage import Damaged, get_storage
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """A model, as far as this process can know it."""
+
+    base: Base | None
+    """None where no config can be read here, as of a hub model, or where it is too odd to train on."""
+    tokenizer_sha256: str | None
+    adapter: RegisteredModel | None
+    """Where the model is an adapter, which goes on training as it is."""
+
+
+def known(session: Session, project: Project, model: str) -> Known:
+    """Look a model up. Raises `ModelNotFound`, or `InvalidRequest` for a folder that is none."""
+    if not names.is_registered(model):
+        config = catalogue.config_of(model)
+        return Known(_base(config), _tokenizer(model) if config is not None else None, None)
+    try:
+        row = registry.get(session, project, model)
+    except NotFound as error:
+        raise ModelNotFound(f"There is no model '{model}' in your registry. GET /v1/models lists yours.") from error
+    full = registry.base_of(session, row) if row.kind == "adapter" else row
+    config = _published_config(full) if full is not None else _config_of_base(row.base["id"])
+    return Known(_base(config), row.base["tokenizer_sha256"], row if row.kind == "adapter" else None)
+
+
+def _base(config: dict[str, Any] | None) -> Base | None:
+    """As recipes see it: by the whole config's `model_type`, as preparing notes it."""
+    if config is None:
+        return None
+    text = shapes.text_config(config)
+    try:
+        hidden, context = shapes.number(text, "hidden_size"), shapes.number(text, "context_length")
+    except shapes.NotPlannable:
+        return None
+    try:
+        shape = shapes.shape_of(config)
+    except shapes.NotPlannable:
+        shape = None
+    return Base(str(config.get("model_type", "")), hidden, context, shape)
+
+
+def _tokenizer(model: str) -> str:
+    return identity.of_tokenizer(get_settings().models / model)[0]
+
+
+def _config_of_base(base: str) -> dict[str, Any] | None:
+    """Of a base that a result was trained on: it may be gone since."""
+    try:
+        return catalogue.config_of(base)
+    except (ModelNotFound, NotFound):
+        return None
+
+
+def _published_config(model: RegisteredModel) -> dict[str, Any] | None:
+    try:
+        file = registry.file_of(model, "config.json")
+        config = json.loads(b"".join(get_storage().read(file.sha256, size=file.bytes)))
+    except (NotFound, Damaged, ValueError):
+        return None
+    return config if isinstance(config, dict) else None

@@ -30,7 +30,7 @@ method:
       # learning_rate_multiplier: 1.0   # scales the recipe's rate; learning_rate sets it
 
 tuning:
-  type: lora                     # full, lora or qlora
+  type: lora                     # full, lora or qlora; or in one word, 'tuning: auto', and the server recommends one
   # r: 16
 
 # evaluation:

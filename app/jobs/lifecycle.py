@@ -4,6 +4,8 @@ No one else writes a job's status. Work is locked before its job, always, so tha
 """
 
 import logging
+from collections.abc import Sequence
+from dataclasses import asdict
 from datetime import timedelta
 from typing import Any
 
@@ -30,8 +32,9 @@ from app.work.status import Desired, WorkKind
 log = logging.getLogger(__name__)
 
 
-def submit(session: Session, job: Job) -> None:
+def submit(session: Session, job: Job, *, warnings: Sequence[Guardrail] = ()) -> None:
     """A new job: validating_files, with its preparation queued."""
+    job.warnings = [asdict(found) for found in warnings]
     session.add(job)
     session.flush()
     priority = job.spec["resources"]["priority"]
@@ -39,7 +42,11 @@ def submit(session: Session, job: Job) -> None:
     events.begin(
         session,
         job.id,
-        [f"Created fine-tuning job: {job.id}", f"Validating training file: {job.spec['training_file']}"],
+        [
+            f"Created fine-tuning job: {job.id}",
+            *(found.message for found in warnings),
+            f"Validating training file: {job.spec['training_file']}",
+        ],
     )
 
 
@@ -75,17 +82,14 @@ def queue_training(
         stop(session, holder)
         return
     work.succeed(session, holder)
-    said = [
-        {"code": found.code, "message": found.message, "param": found.param, "suggestion": found.suggestion}
-        for found in warnings
-    ]
+    said_before = session.get_one(Job, holder.subject).warnings
     job = _move(
         session,
         holder.subject,
         JobStatus.QUEUED,
         prepared=prepared.model_dump(mode="json"),
         resolved=resolved.model_dump(mode="json"),
-        warnings=said,
+        warnings=[*said_before, *(asdict(found) for found in warnings)],
         progress=None,  # the training's begins anew
     )
     work_service.enqueue(session, WorkKind.TRAIN, subject=job.id, queue=job.queue, priority=resolved.resources.priority)

@@ -23,7 +23,7 @@ from app.http import (
 from app.jobs import lifecycle, metrics, service
 from app.jobs.schemas import AttemptList, AttemptRead, CheckpointRead, EventRead, JobRead, MetricsRead
 from app.jobs.service import Filter, Repeat
-from app.jobs.spec import JobSpec
+from app.jobs.spec import JobRequest
 from app.jobs.status import JobStatus
 from app.work import service as work_service
 
@@ -79,11 +79,11 @@ async def _filter(
 
 @router.post("", response_model=JobRead)
 def create_job(
-    spec: JobSpec, caller: CallerDep, session: SessionDep, repeat: Annotated[Repeat, Depends(_repeat)]
+    request: JobRequest, caller: CallerDep, session: SessionDep, repeat: Annotated[Repeat, Depends(_repeat)]
 ) -> Response:
     """Queue a fine-tuning job; a request that a client repeats because the answer was lost makes no second one."""
     with session.begin():
-        job = service.submit(session, caller, spec, repeat)
+        job = service.submit(session, caller, request, repeat)
     queue.ring(queue.PREPARE)  # a doorbell: hands to a thread, never waits, may be lost
     return answer(JobRead.of(job))
 

@@ -13,12 +13,11 @@ from sqlalchemy.orm import Session
 from app import auth
 from app.auth import ApiKey, Project
 from app.db import new_id
-from app.errors import FileNotUsable, InvalidRequest, NotFound
+from app.errors import InvalidRequest, NotFound
 from app.files import service as files
-from app.files.models import File
-from app.jobs import events, lifecycle, parents
+from app.jobs import events, lifecycle, parents, tunings
 from app.jobs.models import Job, JobCheckpoint, JobEvent
-from app.jobs.spec import JobSpec
+from app.jobs.spec import JobRequest
 from app.pages import Page, page_of
 from app.reads import Reads, question
 from app.registry.models import RegisteredModel
@@ -56,19 +55,21 @@ class Filter:
     """Part of an id, a suffix, a model's name or a metadata value."""
 
 
-def submit(session: Session, project: Project, spec: JobSpec, repeat: Repeat) -> Job:
+def submit(session: Session, project: Project, request: JobRequest, repeat: Repeat) -> Job:
     """Accept a spec whose references exist: the files are the project's and usable, the base is offered.
 
     The repetition of a request that was accepted is answered with the job that it made. Raises `FileNotUsable`,
     `ModelNotFound` or `InvalidRequest` with the field that must change.
     """
-    digest = hashlib.sha256(spec.model_dump_json().encode()).hexdigest()
+    digest = hashlib.sha256(request.model_dump_json().encode()).hexdigest()
     if (made := _made_before(session, project, digest, repeat)) is not None:
         return made
+    queue = work_service.choose_queue(session, gpu_memory_gb=request.resources.gpu_memory_gb)
+    spec, chosen = tunings.decided(session, project, request, queue=queue)
     spec = parents.require_model(session, project, spec)
-    _require_trainable(session, project, spec.training_file, param="training_file")
+    files.require_trainable(session, project, spec.training_file, param="training_file")
     if spec.validation_file is not None:
-        _require_trainable(session, project, spec.validation_file, param="validation_file")
+        files.require_trainable(session, project, spec.validation_file, param="validation_file")
     if spec.seed is None:
         spec = spec.model_copy(update={"seed": secrets.randbelow(2**31)})
     job = Job(
@@ -77,9 +78,9 @@ def submit(session: Session, project: Project, spec: JobSpec, repeat: Repeat) ->
         spec=spec.model_dump(mode="json"),
         request_sha256=digest,
         idempotency_key=repeat.key,
-        queue=work_service.choose_queue(session, gpu_memory_gb=spec.resources.gpu_memory_gb),
+        queue=queue,
     )
-    lifecycle.submit(session, job)
+    lifecycle.submit(session, job, warnings=chosen)
     return job
 
 
@@ -252,30 +253,3 @@ def _dated(session: Session, progress: dict[str, Any]) -> dict[str, Any]:
     finish = session.scalars(select(func.now() + timedelta(seconds=seconds_left))).one()
     rest = {name: value for name, value in progress.items() if name != "seconds_left"}
     return {**rest, "estimated_finish": int(finish.timestamp())}
-
-
-def _require_trainable(session: Session, project: Project, file_id: str, *, param: str) -> File:
-    code = f"invalid_{param}"
-    try:
-        file = files.get(session, project, file_id)
-    except NotFound as error:
-        raise FileNotUsable(
-            f"{param} '{file_id}' does not exist. Upload it with purpose 'fine-tune' and send its id.",
-            param=param,
-            code=code,
-        ) from error
-    if file.purpose != files.FINE_TUNE:
-        raise FileNotUsable(
-            f"{param} '{file_id}' has purpose '{file.purpose}'. Upload it with purpose 'fine-tune'.",
-            param=param,
-            code=code,
-        )
-    if file.status == "uploaded":
-        raise FileNotUsable(
-            f"{param} '{file_id}' is still being fetched. Submit the job once its status is 'processed'.",
-            param=param,
-            code=code,
-        )
-    if file.status == "error":
-        raise FileNotUsable(f"{param} '{file_id}' cannot be trained on: {file.status_details}", param=param, code=code)
-    return file

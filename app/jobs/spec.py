@@ -6,8 +6,18 @@ the service knows but does not offer yet are refused by name, never ignored.
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    SerializerFunctionWrapHandler,
+    ValidatorFunctionWrapHandler,
+    model_validator,
+)
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from app.files.spec import Auto, HoldoutShare
 from app.jobs.methods import LARGEST_BATCH, LARGEST_MICRO_BATCH, Hyperparameters, KtoHyperparameters, Method
@@ -46,11 +56,35 @@ class QloraTuning(LoraTuning):
 Tuning = Annotated[FullTuning | LoraTuning | QloraTuning, Field(discriminator="type")]
 
 
-def _offered_tuning(given: object) -> object:
+class OrAuto:
+    """Beside a block, the word `auto`. Not one branch of a union more, whose errors would name no field of a block."""
+
+    def __get_pydantic_core_schema__(self, _: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        """The blocks' schema, and the word past it."""
+        return core_schema.no_info_wrap_validator_function(
+            self._take,
+            handler.generate_schema(Tuning),
+            serialization=core_schema.wrap_serializer_function_ser_schema(self._show),
+        )
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        """The same for readers."""
+        return {"anyOf": [{"const": "auto", "type": "string"}, handler(schema)]}
+
+    @staticmethod
+    def _take(given: Any, handler: ValidatorFunctionWrapHandler) -> Any:
+        return given if given == "auto" else handler(given)
+
+    @staticmethod
+    def _show(tuning: Any, handler: SerializerFunctionWrapHandler) -> Any:
+        return tuning if tuning == "auto" else handler(tuning)
+
+
+def _decided_tuning(given: object) -> object:
     if given == "auto":
         raise PydanticCustomError(
-            "not_offered",
-            "'auto' is not offered by this version yet: send a block with type lora, qlora or full.",
+            "not_decided",
+            "'auto' is decided when a job is created: here stands what it became, a block with its type.",
             {},
         )
     return given
@@ -111,7 +145,7 @@ class JobSpec(SpecPart):
     seed: Annotated[int, Field(ge=0, le=2_147_483_647)] | None = Field(None, description="Chosen when absent.")
     metadata: Metadata | None = None
     method: Method = Method()
-    tuning: Annotated[Tuning, BeforeValidator(_offered_tuning)] = LoraTuning()
+    tuning: Annotated[Tuning, BeforeValidator(_decided_tuning)] = LoraTuning()
     evaluation: Annotated[Evaluation, BeforeValidator(_an_absent_evaluation)] = Evaluation()
     resources: Resources = Resources()
     integrations: Annotated[list[Any] | None, only(None, [])] = None
@@ -188,6 +222,12 @@ class JobSpec(SpecPart):
     def param(self, name: str) -> str:
         """The path of one of them."""
         return f"method.{self.method.type}.hyperparameters.{name}"
+
+
+class JobRequest(JobSpec):
+    """A spec as it is sent, whose tuning may be left to the service."""
+
+    tuning: Annotated[Auto | Tuning, OrAuto()] = LoraTuning()  # type: ignore[assignment]  # wider until it is decided
 
 
 def resolved(value: object) -> int:

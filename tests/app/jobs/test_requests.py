@@ -13,7 +13,7 @@ from app.db import new_session
 from app.jobs import lifecycle, service
 from app.jobs.models import Job
 from app.jobs.service import RETRIED_WITHIN, Repeat
-from app.jobs.spec import JobSpec
+from app.jobs.spec import JobRequest
 from tests.factories import make_file, make_queued_job, take, upload_body
 
 ROWS = b'{"prompt": "a", "completion": "b"}\n'
@@ -108,7 +108,7 @@ def test_an_idempotency_key_makes_one_job(client: TestClient, body: dict[str, An
 def test_of_requests_that_come_together_one_makes_the_job(session: Session, project: Project, repeat: Repeat) -> None:
     with session.begin():
         file = make_file(session, project)
-    spec = JobSpec(model="tiny", training_file=file.id)
+    spec = JobRequest(model="tiny", training_file=file.id)
 
     def submit() -> None:
         with new_session() as mine, mine.begin():

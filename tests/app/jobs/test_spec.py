@@ -93,7 +93,7 @@ def test_old_hyperparameters_are_the_supervised_block() -> None:
         ({"tuning": {"type": "full", "r": 8}}, "tuning.r", "Unknown field 'r'"),
         ({"tuning": {"type": "lorra"}}, "tuning", "'full', 'lora', 'qlora'"),
         ({"tuning": {"r": 8}}, "tuning.type", "type"),
-        ({"tuning": "auto"}, "tuning", "not offered"),
+        ({"tuning": "auto"}, "tuning", "decided when a job is created"),
         (of("dpo", packing=True), f"{of_('dpo')}.packing", "row by row, so they are not packed"),
         (of("dpo", train_on="all"), f"{of_('dpo')}.train_on", "the answers are compared"),
         (of("orpo", neftune_noise_alpha=5.0), f"{of_('orpo')}.neftune_noise_alpha", "supervised training"),

@@ -18,6 +18,7 @@ import app.graders.routes
 import app.jobs.routes
 import app.jobs.stream_routes
 import app.plans.recommendation_routes
+import app.plans.routes
 import app.registry.permission_routes
 import app.registry.routes
 import app.reports.routes
@@ -105,6 +106,7 @@ def create_app() -> FastAPI:
         app.jobs.routes,
         app.jobs.stream_routes,
         app.reports.routes,
+        app.plans.routes,
         app.plans.recommendation_routes,
         app.registry.routes,
         app.registry.permission_routes,

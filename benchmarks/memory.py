@@ -17,7 +17,8 @@ from typing import Literal
 
 from app.jobs.spec import JobSpec
 from app.planning import recipes
-from app.planning.fitting import GIB, peak
+from app.planning.fitting import peak
+from app.planning.hardware import GIB
 from app.planning.memory import FULL_LOSS, ModelShape, Role, TrainingSetup, Weights, estimate, trained_params
 from app.planning.recipes import Facts
 from app.planning.setups import STATES, Device, setup_of

@@ -23,6 +23,7 @@ HOOK = "https://tickets.example/hook"
 FILES, UPLOADS, JOBS = "/v1/files", "/v1/uploads", "/v1/fine_tuning/jobs"
 PERMISSIONS = "/v1/fine_tuning/checkpoints/{fine_tuned_model_checkpoint}/permissions"
 RECOMMENDATIONS = "/v1/fine_tuning/recommendations"
+PLANS = "/v1/fine_tuning/plans"
 GRADERS = "/v1/fine_tuning/alpha/graders"
 WEBHOOKS = "/v1/webhook_endpoints"
 ENDPOINT = f"{WEBHOOKS}/{{webhook_endpoint_id}}"
@@ -216,6 +217,10 @@ def _files(api: Recorder) -> tuple[str, str]:
 def _planning(api: Recorder, training_file: str) -> None:
     question = {"goal": "style", "model": "tiny", "training_file": training_file, "gpu_memory_gb": [24]}
     api.show(f"POST {RECOMMENDATIONS}", body=question)
+    assumed = {"rows": 1000, "tokens": 300_000, "longest": 200}
+    api.show(
+        f"POST {PLANS}", body={"model": "tiny", "training_file": None, "assume": assumed, "tuning": {"type": "lora"}}
+    )
 
 
 def _jobs(api: Recorder, training_file: str, validation_file: str) -> tuple[str, str]:

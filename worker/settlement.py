@@ -10,6 +10,7 @@ from sqlalchemy.exc import InterfaceError, OperationalError
 from sqlalchemy.orm import Session
 
 from app import queue
+from app.auth import Project
 from app.db import new_session
 from app.errors import IllegalMove
 from app.failpoints import failpoint
@@ -18,6 +19,8 @@ from app.jobs import lifecycle, metrics
 from app.jobs.models import Job
 from app.jobs.prepared import Prepared
 from app.planning import guardrails, recipes
+from app.plans import service as plans
+from app.plans.schemas import PlanRead
 from app.registry import manifest as manifests
 from app.registry import service as registry
 from app.registry.manifest import Manifest
@@ -109,15 +112,27 @@ def _settle(claim: Claim, outcome: Outcome) -> str | None:
 
 
 def _queue_training(session: Session, claim: Claim, prepared: Prepared) -> None:
+    """By its plan, to the smallest worker class with room; where its base's shape is not known, as it was submitted."""
     job = session.get_one(Job, claim.subject)
     spec = job.current_spec
-    facts = recipes.facts_of(prepared, device="cpu" if job.queue == CPU else "cuda")
+    planned = plans.of_job(session, session.get_one(Project, job.project_id), spec, prepared)
+    if planned is None:
+        facts = recipes.facts_of(prepared, device="cpu" if job.queue == CPU else "cuda")
+        resolved, warnings = recipes.resolve(spec, facts), guardrails.warnings(spec, facts)
+        lifecycle.queue_training(session, claim, prepared=prepared, resolved=resolved, warnings=warnings)
+        return
+    plan = planned.plan
+    if plan.place.is_here and plan.is_hopeless:
+        moves.fail(session, claim, {"code": "does_not_fit", **plans.refusal(plan)})
+        return
     lifecycle.queue_training(
         session,
         claim,
         prepared=prepared,
-        resolved=recipes.resolve(spec, facts),
-        warnings=guardrails.warnings(spec, facts),
+        resolved=plan.resolved,
+        warnings=planned.warnings,
+        plan=PlanRead.of(planned).model_dump(mode="json"),
+        queue=plan.place.name if plan.place.is_here else None,
     )
 
 

@@ -14,6 +14,7 @@ COMMANDS = {
     "demo": "demo:demo",
     "init": "init:init",
     "recommend": "recommend:recommend",
+    "plan": "plan:plan",
     "submit": "submit:submit",
     "jobs": "jobs:jobs",
     "watch": "watch:watch",

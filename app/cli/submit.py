@@ -29,12 +29,12 @@ def submit(
     client = connected()
     text, body = read_spec(spec)
     try:
-        with_files = {name: _uploaded(client, spec, body[name], as_json=as_json) for name in FILES if body.get(name)}
+        with_files = {name: uploaded(client, spec, body[name], as_json=as_json) for name in FILES if body.get(name)}
         job = client.post(
             "/v1/fine_tuning/jobs", body | with_files, headers={"Idempotency-Key": f"cli-{uuid.uuid4().hex}"}
         )
     except Refused as error:
-        raise CommandFailed(f"{_place(spec, text, error.param)}{error}") from error
+        raise CommandFailed(f"{place(spec, text, error.param)}{error}") from error
     if watch:
         if not as_json:
             print(job["id"], flush=True)
@@ -60,7 +60,7 @@ def read_spec(path: Path) -> tuple[str, dict[str, Any]]:
         raise CommandFailed(f"{path} holds no fields. A spec has at least 'model' and 'training_file'.")
     for field, value in unsendable:
         raise CommandFailed(
-            f"{_place(path, text, field)}{field}: {value!r} cannot be sent. Write a number, or quote it."
+            f"{place(path, text, field)}{field}: {value!r} cannot be sent. Write a number, or quote it."
         )
     return text, body
 
@@ -109,7 +109,7 @@ def _unsendable(value: object, field: str = "") -> Iterator[tuple[str, object]]:
         yield field, value
 
 
-def _uploaded(client: Client, spec: Path, given: object, *, as_json: bool) -> object:
+def uploaded(client: Client, spec: Path, given: object, *, as_json: bool) -> object:
     """The id of a file: as it is given, or of the same bytes on the server, or after an upload of them."""
     if not isinstance(given, str) or (given.startswith(FILE_ID) and not (spec.parent / given).exists()):
         return given
@@ -133,7 +133,7 @@ def upload_once(client: Client, path: Path, purpose: str = "fine-tune") -> dict[
     return file
 
 
-def _place(spec: Path, text: str, param: str | None) -> str:
+def place(spec: Path, text: str, param: str | None) -> str:
     """`job.yaml, line 7, tuning.r: ` for a refused field, as far as it stands in the file."""
     if param is None:
         return ""

@@ -75,9 +75,19 @@ def claim(session: Session, queue: str, *, who: Who, lease: timedelta) -> Claim 
 
 
 def queue_training(
-    session: Session, holder: Claim, *, prepared: Prepared, resolved: JobSpec, warnings: list[Guardrail]
+    session: Session,
+    holder: Claim,
+    *,
+    prepared: Prepared,
+    resolved: JobSpec,
+    warnings: list[Guardrail],
+    plan: dict[str, Any] | None = None,
+    queue: str | None = None,
 ) -> None:
-    """The files are prepared: queue the training, unless the job was cancelled or paused meanwhile."""
+    """The files are prepared: queue the training, unless the job was cancelled or paused meanwhile.
+
+    `queue`: of another worker class than it was submitted to.
+    """
     if _wish_for(session, holder) is Desired.CANCEL:
         stop(session, holder)
         return
@@ -90,7 +100,9 @@ def queue_training(
         prepared=prepared.model_dump(mode="json"),
         resolved=resolved.model_dump(mode="json"),
         warnings=[*said_before, *(asdict(found) for found in warnings)],
+        plan=plan,
         progress=None,  # the training's begins anew
+        **({"queue": queue} if queue is not None else {}),
     )
     work_service.enqueue(session, WorkKind.TRAIN, subject=job.id, queue=job.queue, priority=resolved.resources.priority)
     for found in warnings:

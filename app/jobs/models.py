@@ -40,6 +40,8 @@ class Job(Base):
     """The same with every `auto` replaced by its number, once the files are prepared."""
     prepared: Mapped[dict[str, Any] | None]
     """A `Prepared`: what preparing found."""
+    plan: Mapped[dict[str, Any] | None]
+    """A `PlanRead`: what it was planned to take, once the files are prepared; None: its base's shape is not known."""
     status: Mapped[str] = mapped_column(server_default=JobStatus.VALIDATING_FILES)
     desired: Mapped[str] = mapped_column(server_default=Desired.RUN)
     paused_by: Mapped[str | None]

@@ -47,6 +47,8 @@ class JobRead(BaseModel):
     resources: dict[str, Any]
     warnings: list[dict[str, Any]]
     progress: dict[str, Any] | None
+    plan: dict[str, Any] | None
+    """What it was planned to take, once its files are prepared, as `POST /v1/fine_tuning/plans` answers."""
     queue: str
     desired: str
     paused_by: str | None
@@ -86,6 +88,7 @@ class JobRead(BaseModel):
             resources=spec["resources"],
             warnings=job.warnings or [],
             progress=job.progress,
+            plan=job.plan,
             queue=job.queue,
             desired=job.desired or "run",
             paused_by=job.paused_by,

@@ -19,6 +19,7 @@ from app.jobs import events, lifecycle, parents, tunings
 from app.jobs.models import Job, JobCheckpoint, JobEvent
 from app.jobs.spec import JobRequest
 from app.pages import Page, page_of
+from app.plans import service as plans
 from app.reads import Reads, question
 from app.registry.models import RegisteredModel
 from app.work import lifecycle as work
@@ -67,6 +68,7 @@ def submit(session: Session, project: Project, request: JobRequest, repeat: Repe
     queue = work_service.choose_queue(session, gpu_memory_gb=request.resources.gpu_memory_gb)
     spec, chosen = tunings.decided(session, project, request, queue=queue)
     spec = parents.require_model(session, project, spec)
+    plans.require_room(session, project, spec)
     files.require_trainable(session, project, spec.training_file, param="training_file")
     if spec.validation_file is not None:
         files.require_trainable(session, project, spec.validation_file, param="validation_file")

@@ -23,10 +23,12 @@ GOALS: dict[Method, Goal] = {
 """What a method is mostly used for: a spec does not say its goal."""
 
 
-def decided(session: Session, project: Project, request: JobRequest, *, queue: str) -> tuple[JobSpec, list[Guardrail]]:
+def decided(
+    session: Session, project: Project, request: JobRequest, *, queue: str, data: recommendations.Data | None = None
+) -> tuple[JobSpec, list[Guardrail]]:
     """The request with its tuning chosen, and what to say of the choice; as it is, where there was none to make.
 
-    Raises what looking up the model and the file do.
+    `data`: where it is not a file's. Raises what looking up the model and the file do.
     """
     if request.tuning != "auto":
         return request, []
@@ -35,7 +37,7 @@ def decided(session: Session, project: Project, request: JobRequest, *, queue: s
         plain = JobSpec.model_validate(request.model_dump(exclude={"tuning"}, exclude_unset=True))
         became = f"{model.adapter.tuning['type']}, as '{model.adapter.id}' is an adapter, which goes on as it is"
         return plain, [_chosen(became, None)]
-    data = recommendations.of_file(session, project, request.training_file, model)
+    data = data or recommendations.of_file(session, project, request.training_file, model)
     found = recommend(
         Situation(
             goal=GOALS[request.method.type],

@@ -2,9 +2,10 @@
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 from app.jobs.spec import JobSpec, LoraTuning, resolved
+from app.planning.bases import Tensors
 from app.planning.memory import BYTES, ModelShape, TrainingSetup, trained_params
 
 SCRATCH_CHECKPOINTS = 3
@@ -20,9 +21,6 @@ LLAMA_LAYERS = {
     "mlp": {"gate_proj": "gate", "up_proj": "up", "down_proj": "down"},
 }
 """What most families call them since Llama."""
-
-Tensors = Mapping[str, tuple[int, ...]]
-"""Shapes by name, as a safetensors header has them."""
 
 
 def adapter_bytes(spec: JobSpec, shape: ModelShape, setup: TrainingSetup, tensors: Tensors, family: str) -> int:

@@ -10,16 +10,6 @@ from app.planning.memory import MemoryEstimate, ModelShape, TrainingSetup, estim
 from app.planning.recipes import Facts
 from app.planning.setups import Device, setup_of
 
-GIB = 1024**3
-GPUS = {
-    "16 GB": 15.0,
-    "24 GB": 22.5,
-    "40 GB": 40.0,
-    "48 GB": 45.0,
-    "80 GB": 79.6,
-    "141 GB": 140.4,
-}
-"""GiB that the driver reports of the smallest card of a class: T4, L4, A100-40, L40S, H100, H200."""
 PROCESS_BYTES = 650 * 1024**2
 """Of a trainer on a CPU before it has loaded anything: Python with torch, transformers, PEFT and TRL."""
 LOWEST_RANK = 8

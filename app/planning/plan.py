@@ -7,29 +7,23 @@ from typing import Literal
 
 from app.jobs.spec import JobSpec, LoraTuning, resolved
 from app.planning import artifacts, fitting, guardrails, recipes
-from app.planning.artifacts import Tensors
+from app.planning.bases import Base
 from app.planning.duration import Duration, Measured, duration, work_of
-from app.planning.fitting import GIB, GPUS, Change, setup_on
+from app.planning.fitting import Change, setup_on
 from app.planning.guardrails import Guardrail
-from app.planning.memory import MemoryEstimate, ModelShape, evaluation, trained_params
+from app.planning.hardware import COMMON, Hardware
+from app.planning.memory import MemoryEstimate, evaluation, trained_params
 from app.planning.recipes import Facts
-from app.planning.setups import Device, setup_of
+from app.planning.setups import setup_of
 
+REFERENCED = ("dpo", "kto")
+"""Methods that compute a reference model's answer to each row as well."""
 ROOM_LEFT = 0.1
 """Of a device, that must be left for activations to be kept rather than computed twice: the formula's own error."""
-ON_GPU = Device("cuda", "bf16")
 
 
-@dataclass(frozen=True, slots=True)
-class Base:
-    """A base model, as its files describe it."""
-
-    shape: ModelShape
-    tensors: Tensors
-    """Of the safetensors headers; empty where there is a config alone."""
-    model_type: str
-    hidden_size: int
-    context_length: int
+OVER = 0.15
+"""More than the formula was ever off a published peak of the core rows, 13 % (`benchmarks/memory.py`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,24 +43,10 @@ class Data:
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """A device that a job could be trained on."""
-
-    name: str
-    """Of a worker class of this service, or of a size of GPU."""
-    device: Device
-    room: float
-    """Bytes."""
-    gigabytes: int | None
-    """That a GPU is sold with."""
-    is_here: bool
-
-
-@dataclass(frozen=True, slots=True)
 class Fit:
     """Whether it fits a place, and by how much."""
 
-    place: Place
+    place: Hardware
     train_peak: float
     """Bytes."""
     eval_peak: float
@@ -86,7 +66,7 @@ class Fit:
 class Plan:
     """All of it, for the place that the job would go to."""
 
-    place: Place
+    place: Hardware
     resolved: JobSpec
     memory: MemoryEstimate
     eval_peak: float
@@ -103,19 +83,22 @@ class Plan:
     warnings: list[Guardrail]
 
     @property
+    def is_hopeless(self) -> bool:
+        """Whether it would not fit even if the formula were over by as much as it was ever found to be."""
+        fit = next(fit for fit in self.fits if fit.place == self.place)
+        return fit.peak * (1 - OVER) > self.place.room
+
+    @property
     def goes(self) -> bool:
         """Whether it fits where it would go."""
         return next(fit for fit in self.fits if fit.place == self.place).fits
-
-
-COMMON = [Place(name, ON_GPU, room * GIB, int(name.split()[0]), is_here=False) for name, room in GPUS.items()]
 
 
 def make(
     spec: JobSpec,
     base: Base,
     data: Data,
-    here: Sequence[Place],
+    here: Sequence[Hardware],
     measured: Mapping[str, Sequence[Measured]],
 ) -> Plan:
     """Plan for the smallest place of this service that has the room, else for its largest; without any for a GPU.
@@ -130,39 +113,51 @@ def make(
     place = chosen.place
     facts = facts_on(spec, base, data, place)
     numbers = recipes.resolve(spec, facts)
-    setup = setup_of(numbers, base.shape, place.device)
-    is_adapter = isinstance(numbers.tuning, LoraTuning)
-    adapter = artifacts.adapter_bytes(numbers, base.shape, setup, base.tensors, base.model_type) if is_adapter else None
-    result = artifacts.result_bytes(base.shape, setup, adapter)
-    trained, steps = trained_params(base.shape, setup), steps_of(numbers, data)
+    setup = setup_of(numbers, base.known_shape, place.device)
+    adapter = None
+    if isinstance(numbers.tuning, LoraTuning):
+        adapter = artifacts.adapter_bytes(numbers, base.known_shape, setup, base.tensors, base.model_type)
+    result = artifacts.result_bytes(base.known_shape, setup, adapter)
+    trained, steps = trained_params(base.known_shape, setup), steps_of(numbers, data)
     changed: list[Change] | None = []
     if not chosen.fits:
-        changed = fitting.changes(spec, facts, base.shape, place.device, place.room)
+        changed = fitting.changes(spec, facts, base.known_shape, place.device, place.room)
+        changed = changed or _larger_gpu(fits, place)
     return Plan(
         place=place,
         resolved=numbers,
-        memory=fitting.peak(spec, facts, base.shape, place.device),
+        memory=fitting.peak(spec, facts, base.known_shape, place.device),
         eval_peak=chosen.eval_peak,
         trained_params=trained,
         adapter_bytes=adapter,
         fits=fits,
         duration=_duration(numbers, base, data, place, trained, steps, result, measured.get(place.name, ())),
         steps=steps,
-        worker_disk=artifacts.scratch_bytes(base.shape, setup, result),
-        stored=artifacts.stored_bytes(numbers, base.shape, setup, result, steps),
+        worker_disk=artifacts.scratch_bytes(base.known_shape, setup, result),
+        stored=artifacts.stored_bytes(numbers, base.known_shape, setup, result, steps),
         changes=changed,
         warnings=guardrails.warnings(spec, facts),
     )
 
 
-def fit_of(spec: JobSpec, base: Base, data: Data, place: Place) -> Fit:
+def _larger_gpu(fits: Sequence[Fit], place: Hardware) -> list[Change] | None:
+    """The last resort."""
+    larger = [fit for fit in fits if fit.fits and fit.place.gigabytes and fit.place != place]
+    if not larger:
+        return None
+    least = min(larger, key=lambda fit: fit.place.room)
+    cost = "It needs such a GPU." if least.place.is_here else "This service has no such GPU."
+    return [Change("resources.gpu_memory_gb", least.place.gigabytes, cost, least.train_peak)]
+
+
+def fit_of(spec: JobSpec, base: Base, data: Data, place: Hardware) -> Fit:
     """What it would take there."""
     facts = facts_on(spec, base, data, place)
-    train_peak = fitting.peak(spec, facts, base.shape, place.device).total
+    train_peak = fitting.peak(spec, facts, base.known_shape, place.device).total
     return Fit(place, train_peak, _eval_peak(spec, facts, base, place))
 
 
-def facts_on(spec: JobSpec, base: Base, data: Data, place: Place) -> Facts:
+def facts_on(spec: JobSpec, base: Base, data: Data, place: Hardware) -> Facts:
     """What a recipe needs to know, there: also whether all activations have room."""
     facts = Facts(
         longest_row=data.longest_row,
@@ -175,7 +170,7 @@ def facts_on(spec: JobSpec, base: Base, data: Data, place: Place) -> Facts:
         holdout=data.holdout,
     )
     roomy = replace(facts, memory_is_tight=False)
-    kept = fitting.peak(spec, roomy, base.shape, place.device).total
+    kept = fitting.peak(spec, roomy, base.known_shape, place.device).total
     return roomy if kept <= (1 - ROOM_LEFT) * place.room else facts
 
 
@@ -194,23 +189,23 @@ def _sequences(spec: JobSpec, data: Data) -> float:
     return data.packs or max(1.0, data.tokens / resolved(spec.hyperparameters.max_length))
 
 
-def _eval_peak(spec: JobSpec, facts: Facts, base: Base, place: Place) -> float:
+def _eval_peak(spec: JobSpec, facts: Facts, base: Base, place: Hardware) -> float:
     numbers = recipes.resolve(spec, facts)
-    setup = setup_on(numbers, base.shape, place.device)
+    setup = setup_on(numbers, base.known_shape, place.device)
     rows = (
         recipes.rows_at_a_time(numbers)
         * setup.micro_batch
         // resolved(numbers.hyperparameters.per_device_train_batch_size)
     )
     process = 0 if place.device.kind == "cuda" else fitting.PROCESS_BYTES
-    return evaluation(base.shape, replace(setup, micro_batch=max(1, rows))) + process
+    return evaluation(base.known_shape, replace(setup, micro_batch=max(1, rows))) + process
 
 
 def _duration(
     spec: JobSpec,
     base: Base,
     data: Data,
-    place: Place,
+    place: Hardware,
     trained: int,
     steps: int,
     result: int,
@@ -220,12 +215,12 @@ def _duration(
     passes = steps * resolved(given.batch_size) / _sequences(spec, data)
     padding = 1 if given.packing else 1 / (1 - min(data.packing_saves, 0.9))
     work = work_of(
-        params=base.shape.params,
+        params=base.known_shape.params,
         trained=trained,
         tokens=passes * data.tokens * padding,
         micro_steps=steps * resolved(given.gradient_accumulation_steps),
         checkpointing=bool(given.gradient_checkpointing),
-        passes_of_reference=1 if spec.method.type in ("dpo", "kto") else 0,
-        moved_bytes=2.0 * base.shape.params + result,
+        passes_of_reference=1 if spec.method.type in REFERENCED else 0,
+        moved_bytes=2.0 * base.known_shape.params + result,
     )
     return duration(work, place.device.kind, place.gigabytes, measured)

@@ -11,8 +11,8 @@ from typing import Generic, Literal, NamedTuple, TypeVar
 from app.files.spec import ROWS_FOR_HOLDOUT, Method
 from app.jobs.methods import HIGHEST_LEARNING_RATE
 from app.planning import evidence, second_thoughts
-from app.planning.fitting import GIB
 from app.planning.guardrails import RSLORA_FROM
+from app.planning.hardware import GIB
 from app.planning.recipes import (
     LARGER_FOR_LORA,
     LORA_ALPHA,

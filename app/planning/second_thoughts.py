@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from app.files.spec import Method
 from app.planning import evidence
-from app.planning.fitting import GIB
 from app.planning.guardrails import RSLORA_FROM
+from app.planning.hardware import GIB
 from app.planning.recipes import LORA_R
 from app.planning.situations import RANKS, Fit, Option, Situation, fits
 

@@ -6,9 +6,10 @@ from typing import Any, Literal, NamedTuple
 from app.files.spec import Method
 from app.jobs.spec import JobSpec
 from app.planning import memory, recipes
-from app.planning.fitting import GIB, GPUS, Change, changes, peak
+from app.planning.bases import Base
+from app.planning.fitting import Change, changes, peak
 from app.planning.guardrails import RSLORA_FROM
-from app.planning.memory import ModelShape
+from app.planning.hardware import COMMON, ON_GPU, Hardware
 from app.planning.recipes import Facts
 from app.planning.setups import Device, setup_of
 
@@ -20,28 +21,6 @@ RANKS = (16, 32, 64, 128, 256)
 """To choose from. Beyond them an adapter is hardly smaller than what it saves."""
 ASSUMED_LENGTH = 2048
 """Tokens of the longest row, where nobody knows: at most this, so the memory of usual rows is not underestimated."""
-ON_GPU = Device("cuda", "bf16")
-
-
-@dataclass(frozen=True, slots=True)
-class Base:
-    """What a `config.json` says."""
-
-    model_type: str
-    hidden_size: int
-    context_length: int
-    shape: ModelShape | None
-    """None where the memory formula does not know such models."""
-
-
-@dataclass(frozen=True, slots=True)
-class Hardware:
-    """One device that a job could get."""
-
-    name: str
-    device: Device
-    room: float
-    """Bytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,10 +83,6 @@ class Fit(NamedTuple):
     def fits(self) -> bool:
         """Whether there is room for it."""
         return self.train_peak <= self.hardware.room
-
-
-COMMON = tuple(Hardware(name, ON_GPU, gib * GIB) for name, gib in GPUS.items())
-"""GPUs to speak of where nobody says which there are."""
 
 
 def fits(s: Situation, method: Method, option: Option) -> tuple[Fit, ...]:

@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 from app.auth import Project
 from app.errors import ModelNotFound, NotFound
 from app.planning import shapes
-from app.planning.situations import Base
+from app.planning.bases import Base, Tensors
 from app.registry import catalogue, identity, names
 from app.registry import service as registry
 from app.registry.models import RegisteredModel
@@ -32,7 +32,9 @@ def known(session: Session, project: Project, model: str) -> Known:
     """Look a model up. Raises `ModelNotFound`, or `InvalidRequest` for a folder that is none."""
     if not names.is_registered(model):
         config = catalogue.config_of(model)
-        return Known(_base(config), _tokenizer(model) if config is not None else None, None)
+        if config is None:
+            return Known(None, None, None)
+        return Known(_base(config, catalogue.tensors_of(model)), _tokenizer(model), None)
     try:
         row = registry.get(session, project, model)
     except NotFound as error:
@@ -42,7 +44,7 @@ def known(session: Session, project: Project, model: str) -> Known:
     return Known(_base(config), row.base["tokenizer_sha256"], row if row.kind == "adapter" else None)
 
 
-def _base(config: dict[str, Any] | None) -> Base | None:
+def _base(config: dict[str, Any] | None, tensors: Tensors | None = None) -> Base | None:
     """As recipes see it: by the whole config's `model_type`, as preparing notes it."""
     if config is None:
         return None
@@ -51,11 +53,11 @@ def _base(config: dict[str, Any] | None) -> Base | None:
         hidden, context = shapes.number(text, "hidden_size"), shapes.number(text, "context_length")
     except shapes.NotPlannable:
         return None
+    family = str(config.get("model_type", ""))
     try:
-        shape = shapes.shape_of(config)
-    except shapes.NotPlannable:
-        shape = None
-    return Base(str(config.get("model_type", "")), hidden, context, shape)
+        return Base(family, hidden, context, shapes.shape_of(config, tensors=tensors), tensors=tensors or {})
+    except shapes.NotPlannable as error:
+        return Base(family, hidden, context, None, unknown=str(error))
 
 
 def _tokenizer(model: str) -> str:

@@ -7,10 +7,10 @@ from pydantic_core import PydanticCustomError
 
 from app.files.spec import Method
 from app.jobs.parts import SpecPart, Text
-from app.planning.fitting import GIB
+from app.planning.hardware import GIB, Hardware
 from app.planning.recommendation import Choice, Recommendation
 from app.planning.second_thoughts import Alternative
-from app.planning.situations import Fit, Goal, Hardware, Priority, Rows
+from app.planning.situations import Fit, Goal, Priority, Rows
 from app.plans.recommendations import Basis, Data
 
 T = TypeVar("T")

@@ -12,9 +12,9 @@ from app.files.containers import Container
 from app.files.formats import CHATS, PAIRS, TAKES
 from app.files.models import File
 from app.files.shapes import Shape
-from app.planning.fitting import GIB, GPUS
+from app.planning.hardware import GIB, GPUS, ON_GPU, Hardware
 from app.planning.setups import Device
-from app.planning.situations import ON_GPU, Hardware, Rows
+from app.planning.situations import Rows
 from app.plans.bases import Known
 from app.reports import service as reports
 from app.storage import Damaged, get_storage
@@ -64,7 +64,13 @@ def hardware_of(gpu_memory_gb: list[int]) -> tuple[Hardware, ...]:
 def own_hardware(session: Session) -> tuple[Hardware, ...]:
     """The classes of workers that this service has heard of within a day."""
     return tuple(
-        Hardware(queue, ON_CPU if device["kind"] == "cpu" else ON_GPU, float(device["memory_bytes"]))
+        Hardware(
+            queue,
+            ON_CPU if device["kind"] == "cpu" else ON_GPU,
+            float(device["memory_bytes"]),
+            int(size) if (size := queue.removeprefix("gpu-")).isdigit() else None,
+            is_here=True,
+        )
         for queue, device in work_service.devices(session).items()
     )
 

@@ -1,12 +1,15 @@
 """How a plan looks in a response."""
 
+from dataclasses import asdict
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, Field
 
-from app.planning.fitting import GIB, Change
+from app.planning.fitting import Change
+from app.planning.hardware import GIB
 from app.planning.memory import MemoryEstimate
-from app.planning.plan import Data, Fit, Plan
+from app.planning.plan import Fit
+from app.plans.service import Planned
 
 
 class MemoryRead(BaseModel):
@@ -118,8 +121,9 @@ class PlanRead(BaseModel):
     reasons: dict[str, dict[str, str]] = Field(description="Why those numbers: by field, a reason and its source.")
 
     @classmethod
-    def of(cls, plan: Plan, data: Data, warnings: list[dict[str, Any]], reasons: dict[str, dict[str, str]]) -> Self:
+    def of(cls, found: Planned) -> Self:
         """From what was planned."""
+        plan, data = found.plan, found.data
         return cls(
             device=plan.place.name,
             fits=plan.goes,
@@ -137,10 +141,10 @@ class PlanRead(BaseModel):
             disk_bytes=plan.worker_disk + plan.stored,
             disk={"worker": plan.worker_disk, "storage": plan.stored},
             changes=[ChangeRead.of(change) for change in plan.changes or []],
-            warnings=warnings,
+            warnings=[asdict(one) for one in found.warnings],
             data=DataRead(rows=data.rows, tokens=data.tokens, longest_row=data.longest_row, basis=data.basis),
-            resolved=plan.resolved.model_dump(mode="json", exclude={"assume"}),
-            reasons=reasons,
+            resolved=plan.resolved.model_dump(mode="json"),
+            reasons={path: asdict(why) for path, why in found.reasons.items()},
         )
 
 

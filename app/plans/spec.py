@@ -1,15 +1,12 @@
 """What a plan is asked for with: a job spec, whose data may be assumed instead of uploaded."""
 
-from typing import Annotated, Any, Self
+from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from app.jobs.parts import SpecPart, Text
-from app.jobs.spec import JobSpec
-
-ABSENT = "-"
-"""The training file of a plan without one."""
+from app.jobs.spec import JobRequest
 
 
 class Assume(SpecPart):
@@ -20,27 +17,21 @@ class Assume(SpecPart):
     longest: Annotated[int, Field(ge=1, le=10**8)] = Field(description="Tokens of the longest row.")
 
 
-class PlanSpec(JobSpec):
+class PlanSpec(JobRequest):
     """A job spec, or one with `training_file: null` and what to `assume` of it."""
 
-    training_file: Text = Field(ABSENT, description="Id of an uploaded file; null where its data is assumed.")
+    training_file: Text | None = Field(  # type: ignore[assignment]  # wider than a job's
+        None, description="Id of an uploaded file; null where its data is assumed."
+    )
     assume: Assume | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def null_is_no_file(cls, given: Any) -> Any:
-        """A field of a job's spec is never null."""
-        if isinstance(given, dict) and given.get("training_file", "") is None:
-            return {name: value for name, value in given.items() if name != "training_file"}
-        return given
 
     @model_validator(mode="after")
     def data_comes_from_one_place(self) -> Self:
         """Refuse neither, and both."""
-        if self.training_file == ABSENT and self.assume is None:
+        if self.training_file is None and self.assume is None:
             message = "There is no data to plan for. Send training_file, or assume: {rows, tokens, longest}."
             raise PydanticCustomError("no_data", "{message}", {"field": "training_file", "message": message})
-        if self.training_file != ABSENT and self.assume is not None:
+        if self.training_file is not None and self.assume is not None:
             message = "There is a training_file, so nothing is assumed. Leave one of the two out."
             raise PydanticCustomError("two_data", "{message}", {"field": "assume", "message": message})
         return self

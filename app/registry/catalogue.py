@@ -61,6 +61,14 @@ def config_of(model: str) -> dict[str, Any] | None:
         raise InvalidRequest(f"The model '{model}' cannot be used: {error}", param="model", code=error.code) from error
 
 
+def tensors_of(model: str) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of a local base's weights; none where there are no weights. Raises `InvalidRequest`."""
+    try:
+        return identity.tensors_of(_folder(model))
+    except identity.UnusableBase as error:
+        raise InvalidRequest(f"The model '{model}' cannot be used: {error}", param="model", code=error.code) from error
+
+
 def is_pinned(model: str) -> bool:
     """Whether a hub id names a commit, which always means the same files."""
     return re.fullmatch(r"[0-9a-f]{40}", model.partition("@")[2]) is not None

@@ -8,6 +8,8 @@ from typing import Any
 from app.jobs.prepared import BaseIdentity
 
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+LARGEST_HEADER = 100_000_000
+"""Bytes of a safetensors header, by the format's own limit."""
 TOKENIZER_FILES = (
     "tokenizer.json",
     "special_tokens_map.json",
@@ -106,6 +108,23 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise UnusableBase("its config.json is not a JSON object.")
     return config
+
+
+def tensors_of(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of a base's weights, by the headers of its safetensors; none where there is no file.
+
+    Raises `UnusableBase` for a header that cannot be read.
+    """
+    found: dict[str, tuple[int, ...]] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        try:
+            with path.open("rb") as file:
+                length = int.from_bytes(file.read(8), "little")
+                header = json.loads(file.read(min(length, LARGEST_HEADER)))
+            found |= {name: tuple(one["shape"]) for name, one in header.items() if name != "__metadata__"}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise UnusableBase(f"its {path.name} is no safetensors file: {error}.") from error
+    return found
 
 
 def chat_template(folder: Path) -> str | None:

@@ -138,11 +138,14 @@ def known(session: Session, training_sha256: str, validation_sha256: str | None)
     return {row.key: Report.model_validate(row.report) for row in rows}
 
 
-def newest(session: Session, training_sha256: str, *, tokenizer_sha256: str) -> Report | None:
-    """The newest report on a file for a base with this tokenizer, whatever its other settings; None: there is none."""
+def newest(
+    session: Session, training_sha256: str, *, tokenizer_sha256: str, settings: dict[str, Any] | None = None
+) -> Report | None:
+    """The newest report on a file for a base with this tokenizer, and these other settings; None: there is none."""
     mine = (
         PreparedSet.training_sha256 == training_sha256,
         PreparedSet.report["tokenizer_sha256"].astext == tokenizer_sha256,
+        *([PreparedSet.report["settings"] == settings] if settings is not None else []),
     )
     found = session.scalar(select(PreparedSet.report).where(*mine).order_by(PreparedSet.used_at.desc()).limit(1))
     return Report.model_validate(found) if found is not None else None

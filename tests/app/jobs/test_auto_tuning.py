@@ -80,7 +80,7 @@ def test_it_follows_the_memory_of_the_workers_that_would_train(client: TestClien
     shape = {"num_hidden_layers": 32, "num_attention_heads": 32, "intermediate_size": 14336, "vocab_size": 32000}
     config = {"model_type": "llama", "hidden_size": 4096, "max_position_embeddings": 4096, **shape}
     (folder / "config.json").write_text(json.dumps(config))
-    (folder / "model.safetensors").write_bytes(b"")
+    (folder / "model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
     try:
         small = created(client, model="eight-billion")
         large = created(client, model="eight-billion", resources={"gpu_memory_gb": 20})

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from app.jobs.spec import JobSpec
-from app.planning.fitting import GIB, GPUS, changes, peak
+from app.planning.fitting import changes, peak
+from app.planning.hardware import GIB, GPUS
 from app.planning.memory import ModelShape
 from app.planning.recipes import Facts
 from app.planning.setups import Device

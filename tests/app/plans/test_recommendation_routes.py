@@ -2,7 +2,6 @@
 
 import gzip
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -22,31 +21,10 @@ from app.storage import Blob, get_storage
 from app.work import service as work_service
 from app.work.lifecycle import Who
 from tests import tiny
+from tests.app.plans.conftest import LLAMA_3_8B
 from tests.factories import make_manifest, make_queued_job, take, upload_body
 
 URL = "/v1/fine_tuning/recommendations"
-LLAMA_3_8B = {
-    "model_type": "llama",
-    "hidden_size": 4096,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-    "intermediate_size": 14336,
-    "vocab_size": 128256,
-    "max_position_embeddings": 8192,
-    "tie_word_embeddings": False,
-}
-
-
-@pytest.fixture
-def llama(session: Session) -> Iterator[str]:
-    """A base of which there is a config alone."""
-    folder = get_settings().models / "llama-3-8b"
-    folder.mkdir()
-    (folder / "config.json").write_text(json.dumps(LLAMA_3_8B))
-    yield folder.name
-    (folder / "config.json").unlink()
-    folder.rmdir()
 
 
 def recommended(client: TestClient, **asked: Any) -> dict[str, Any]:

@@ -1,0 +1,31 @@
+"""A base model, as its files describe it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from app.planning.memory import ModelShape
+from app.planning.shapes import NotPlannable
+
+Tensors = Mapping[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class Base:
+    """What a `config.json` says."""
+
+    model_type: str
+    hidden_size: int
+    context_length: int
+    shape: ModelShape | None
+    """None where the memory formula does not know such models."""
+    unknown: str | None = None
+    """What it has that the formula does not know."""
+    tensors: Tensors = field(default_factory=dict)
+    """Shapes by name, of the headers of its weights; empty where there is a config alone."""
+
+    @property
+    def known_shape(self) -> ModelShape:
+        """Raises `NotPlannable` where there is none."""
+        if self.shape is None:
+            raise NotPlannable(self.unknown or "its shape is not known.")
+        return self.shape

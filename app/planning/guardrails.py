@@ -16,6 +16,30 @@ RSLORA_FROM = 64
 """PEFT's own comparison, Llama-3.2-3B on GSM8K: 51.3 % at rank 64 with rsLoRA, 47.8 % at rank 32 without."""
 
 
+MOST_EPOCHS_OF_FULL = 2
+ROWS_FOR_HIGH_RANK = 1000
+MILLIONS = 2_000_000
+"""Tokens from which continued pretraining is about new knowledge more than about style."""
+SOURCES = {
+    "lora_rate_on_full": "LoRA Without Regret: an adapter's best rate is ten times a full fine-tune's",
+    "full_rate_on_lora": "LoRA Without Regret: an adapter's best rate is ten times a full fine-tune's",
+    "multiplier_unused": "what this service does: a rate given as a number is taken as it is",
+    "rate_capped": "no published run has a rate of 1 or more",
+    "rate_not_fitted": "LoRA Without Regret: its fit of rates to widths is for Llama and Qwen",
+    "rows_held_out": "what this service does: a tenth from 100 rows on",
+    "nothing_held_out": "the study: evaluate on held-out rows of the user's own task",
+    "many_epochs": "the study: 1 to 2 passes of full fine-tuning; a third is memorised",
+    "dora_at_high_rank": "DoRA (Liu et al. 2024): gains are largest at ranks 4 and 8",
+    "rslora_advised": "rsLoRA (Kalajdzievski 2023), and PEFT's comparison: 51.3 % at rank 64, 47.8 % at 32 without",
+    "rank_beyond_data": "the study: rank above what the data can fill",
+    "capacity_may_fall_short": "LoRA Learns Less and Forgets Less (Biderman et al. 2024)",
+    "forgetting_unmeasured": "LoRA Learns Less and Forgets Less (Biderman et al. 2024)",
+    "packing_left_out": "this service's measurements of padding",
+    "batch_counts_packs": "what TRL does: a batch of packs has as many sequences as packs",
+}
+"""Of each warning."""
+
+
 @dataclass(frozen=True, slots=True)
 class Guardrail:
     """Something that works but deserves a second look."""
@@ -70,7 +94,7 @@ def warnings(spec: JobSpec, facts: Facts) -> list[Guardrail]:
                 "Send evaluation.holdout: 0 to train on all of them, or a validation_file.",
             )
         )
-    if spec.tuning.type == "full" and given.n_epochs != "auto" and given.n_epochs > 2:
+    if spec.tuning.type == "full" and given.n_epochs != "auto" and given.n_epochs > MOST_EPOCHS_OF_FULL:
         found.append(
             Guardrail(
                 "many_epochs",
@@ -81,8 +105,54 @@ def warnings(spec: JobSpec, facts: Facts) -> list[Guardrail]:
         )
     if isinstance(spec.tuning, LoraTuning):
         found.extend(_rank_warnings(spec.tuning))
+    if facts.rows is not None and facts.tokens is not None:
+        found.extend(_data_warnings(spec, facts, facts.rows, facts.tokens))
     if recipes.gives_batch_numbers(spec):
         found.extend(_packing_warnings(spec, facts))
+    return found
+
+
+def _data_warnings(spec: JobSpec, facts: Facts, rows: int, tokens: int) -> list[Guardrail]:
+    """What follows from how much there is to learn from."""
+    found = []
+    if isinstance(spec.tuning, LoraTuning):
+        rank = LORA_R if spec.tuning.r == "auto" else spec.tuning.r
+        if rank >= RSLORA_FROM and rows < ROWS_FOR_HIGH_RANK:
+            found.append(
+                Guardrail(
+                    "rank_beyond_data",
+                    f"{rows} rows hardly fill an adapter of rank {rank}: it costs memory, and memorises sooner.",
+                    "tuning.r",
+                    f"Begin with {LORA_R}; raise it once the validation loss stands still and the training loss too.",
+                )
+            )
+        if spec.method.type == "continued_pretraining" and tokens >= MILLIONS and rank < RSLORA_FROM:
+            found.append(
+                Guardrail(
+                    "capacity_may_fall_short",
+                    f"{tokens / 1e6:.1f} million tokens of text may be more than an adapter of rank {rank} can hold.",
+                    "tuning.r",
+                    "Use a rank of 64 to 256 on all linear layers with use_rslora, or full fine-tuning.",
+                )
+            )
+    else:
+        found.append(
+            Guardrail(
+                "forgetting_unmeasured",
+                "Every weight moves, and nothing here measures what the model forgets beside the task.",
+                "tuning.type",
+                "Compare base and result on a general benchmark, or train an adapter, which forgets less.",
+            )
+        )
+    if not facts.holdout and spec.validation_file is None:
+        found.append(
+            Guardrail(
+                "nothing_held_out",
+                "No rows are kept for validation, so nothing shows when the model begins to memorise.",
+                "evaluation.holdout",
+                "Send a validation_file, or evaluation.holdout: 0.1.",
+            )
+        )
     return found
 
 

@@ -168,6 +168,8 @@ def facts_on(spec: JobSpec, base: Base, data: Data, place: Hardware) -> Facts:
         rows_per_pack=data.rows / data.packs if data.packs else None,
         packing_saves=data.packing_saves,
         holdout=data.holdout,
+        rows=data.rows,
+        tokens=data.tokens,
     )
     roomy = replace(facts, memory_is_tight=False)
     kept = fitting.peak(spec, roomy, base.known_shape, place.device).total

@@ -158,6 +158,10 @@ class Facts:
     """Share of the tokens, whether the rows were packed or not."""
     holdout: float = 0.0
     """Share of the rows that is not trained on."""
+    rows: int | None = None
+    """That are trained on in one pass; None: nobody knows."""
+    tokens: int | None = None
+    """Of these."""
     memory_is_tight: bool = True
     """Whether the device may not have the memory to keep every block's activations; on a CPU it is taken to have."""
 
@@ -174,6 +178,8 @@ def facts_of(prepared: Prepared, *, device: Literal["cpu", "cuda"]) -> Facts:
         rows_per_pack=prepared.train.rows / prepared.train.packs if prepared.train.packs else None,
         packing_saves=prepared.train.packing_saves,
         holdout=prepared.resolved.holdout if prepared.resolved else 0.0,
+        rows=prepared.train.rows,
+        tokens=prepared.train.tokens,
     )
 
 

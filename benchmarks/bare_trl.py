@@ -57,13 +57,15 @@ def main() -> None:
     for name in ("base", "rows", "job", "out"):
         parser.add_argument(name, type=Path)
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
+    parser.add_argument("--defaults", action="store_true", help="TRL's own: 8 rows, checkpointing, bf16")
     parser.add_argument("--threads", type=int, default=0)
     arguments = parser.parse_args()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     tell(phase="imported")
     spec = json.loads(arguments.job.read_text())
-    trainer = build(arguments.base, arguments.rows, spec, arguments.out, getattr(torch, arguments.dtype))
+    dtype = getattr(torch, arguments.dtype)
+    trainer = build(arguments.base, arguments.rows, spec, arguments.out, dtype, defaults=arguments.defaults)
     tell(phase="loaded")
     trainer.train()
     tell(phase="trained")
@@ -71,8 +73,13 @@ def main() -> None:
     tell(phase="saved")
 
 
-def build(base: Path, rows: Path, spec: dict[str, Any], out: Path, dtype: torch.dtype) -> Any:
-    """TRL's trainer for the spec's method, the way its documentation does it."""
+def build(
+    base: Path, rows: Path, spec: dict[str, Any], out: Path, dtype: torch.dtype, *, defaults: bool = False
+) -> Any:
+    """TRL's trainer for the spec's method, the way its documentation does it.
+
+    `defaults`: with TRL's own of what changes no step's rows, which is how many are computed at a time and how.
+    """
     method, tuning = spec["method"]["type"], spec["tuning"]
     given, full = spec["method"][method]["hyperparameters"], tuning["type"] == "full"
     options: dict[str, Any] = {}
@@ -88,12 +95,18 @@ def build(base: Path, rows: Path, spec: dict[str, Any], out: Path, dtype: torch.
         kind, options["num_labels"] = AutoModelForSequenceClassification, 1
         set_seed(spec["seed"])
     trainer_of, config_of, own = of_method(method, given)
+    ways = {
+        "per_device_train_batch_size": given["per_device_train_batch_size"],
+        "gradient_accumulation_steps": given["gradient_accumulation_steps"],
+        "gradient_checkpointing": given["gradient_checkpointing"],
+        "bf16": dtype == torch.bfloat16,
+    }
+    if defaults:
+        ways = {"gradient_accumulation_steps": given["batch_size"] // 8}
     args = config_of(
         output_dir=str(out),
         num_train_epochs=given["n_epochs"],
         max_steps=given["max_steps"] or -1,
-        per_device_train_batch_size=given["per_device_train_batch_size"],
-        gradient_accumulation_steps=given["gradient_accumulation_steps"],
         learning_rate=given["learning_rate"],
         lr_scheduler_type=given["lr_scheduler_type"],
         warmup_steps=given["warmup_ratio"],
@@ -101,9 +114,7 @@ def build(base: Path, rows: Path, spec: dict[str, Any], out: Path, dtype: torch.
         max_grad_norm=given["max_grad_norm"],
         neftune_noise_alpha=given["neftune_noise_alpha"],
         optim=given["optim"],
-        gradient_checkpointing=given["gradient_checkpointing"],
         max_length=given["max_length"],
-        bf16=dtype == torch.bfloat16,
         use_cpu=not torch.cuda.is_available(),
         seed=spec["seed"],
         data_seed=spec["seed"],
@@ -111,6 +122,7 @@ def build(base: Path, rows: Path, spec: dict[str, Any], out: Path, dtype: torch.
         save_strategy="no",
         report_to="none",
         disable_tqdm=True,
+        **ways,
         **own,
     )
     adapter = LoraConfig(

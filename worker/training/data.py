@@ -1,9 +1,12 @@
 """What preparing left, as the rows that TRL's trainers take: read where they lie on the disk, turned batch by batch."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+import pyarrow.compute as pc
 from datasets import Dataset
 
 from worker.training import packing
@@ -25,6 +28,37 @@ def rows_of(path: Path) -> Dataset:
 def turned(turn: Callable[[list[Row]], list[Row]], collator: Collator) -> Collator:
     """TRL's own collator for a trainer, on prepared rows that are turned into what it takes."""
     return lambda rows: collator(turn(rows))
+
+
+class LikeLengths:
+    """A sampler's order with the rows of each step sorted by their length, so that those of a micro-batch are alike.
+
+    Which rows a step has stays as it is. Of Alpaca's rows (999, SmolLM2's tokenizer), 16 a step and 2 at a time, 1.37
+    times as many tokens are computed as there are in their own order, and 1.07 times sorted.
+    """
+
+    def __init__(self, sampler: Any, lengths: npt.NDArray[np.int64], rows: int) -> None:
+        self._sampler, self._lengths, self._rows = sampler, lengths, rows
+
+    def __len__(self) -> int:
+        return len(self._sampler)
+
+    def __iter__(self) -> Iterator[int]:
+        """The longest first: what does not fit is known at once."""
+        order = np.fromiter(self._sampler, np.int64)
+        for start in range(0, len(order), self._rows):
+            step = order[start : start + self._rows]
+            yield from step[np.argsort(-self._lengths[step], kind="stable")].tolist()
+
+    def set_epoch(self, epoch: int) -> None:
+        """As accelerate tells a sampler."""
+        self._sampler.set_epoch(epoch)
+
+
+def lengths_of(rows: Dataset) -> npt.NDArray[np.int64]:
+    """Tokens of each row."""
+    batches = [pc.list_value_length(chunk) for chunk in rows.data.column("input_ids").chunks]
+    return np.concatenate(batches or [np.empty(0)]).astype(np.int64)
 
 
 def for_dpo(rows: list[Row]) -> list[Row]:

@@ -30,6 +30,8 @@ class Hardware:
     """That a GPU is sold with."""
     is_here: bool = False
     """Whether this service has one."""
+    correction: float = 1.0
+    """What earlier jobs there took at their peak, over what the formula said of them."""
 
 
 COMMON = tuple(Hardware(name, ON_GPU, gib * GIB, int(name.split()[0])) for name, gib in GPUS.items())

@@ -69,6 +69,8 @@ class Plan:
     place: Hardware
     resolved: JobSpec
     memory: MemoryEstimate
+    """By the formula; `train_peak` is corrected by what was measured there."""
+    train_peak: float
     eval_peak: float
     trained_params: int
     adapter_bytes: int | None
@@ -121,12 +123,13 @@ def make(
     trained, steps = trained_params(base.known_shape, setup), steps_of(numbers, data)
     changed: list[Change] | None = []
     if not chosen.fits:
-        changed = fitting.changes(spec, facts, base.known_shape, place.device, place.room)
+        changed = fitting.changes(spec, facts, base.known_shape, place.device, place.room / place.correction)
         changed = changed or _larger_gpu(fits, place)
     return Plan(
         place=place,
         resolved=numbers,
         memory=fitting.peak(spec, facts, base.known_shape, place.device),
+        train_peak=chosen.train_peak,
         eval_peak=chosen.eval_peak,
         trained_params=trained,
         adapter_bytes=adapter,
@@ -153,8 +156,8 @@ def _larger_gpu(fits: Sequence[Fit], place: Hardware) -> list[Change] | None:
 def fit_of(spec: JobSpec, base: Base, data: Data, place: Hardware) -> Fit:
     """What it would take there."""
     facts = facts_on(spec, base, data, place)
-    train_peak = fitting.peak(spec, facts, base.known_shape, place.device).total
-    return Fit(place, train_peak, _eval_peak(spec, facts, base, place))
+    train_peak = fitting.peak(spec, facts, base.known_shape, place.device).total * place.correction
+    return Fit(place, train_peak, _eval_peak(spec, facts, base, place) * place.correction)
 
 
 def facts_on(spec: JobSpec, base: Base, data: Data, place: Hardware) -> Facts:
@@ -172,7 +175,7 @@ def facts_on(spec: JobSpec, base: Base, data: Data, place: Hardware) -> Facts:
         tokens=data.tokens,
     )
     roomy = replace(facts, memory_is_tight=False)
-    kept = fitting.peak(spec, roomy, base.known_shape, place.device).total
+    kept = fitting.peak(spec, roomy, base.known_shape, place.device).total * place.correction
     return roomy if kept <= (1 - ROOM_LEFT) * place.room else facts
 
 

@@ -1,5 +1,6 @@
-"""How long earlier jobs took, on which class of worker: what later plans go by."""
+"""How long earlier jobs took, and how much memory, on which class of worker: what later plans go by."""
 
+import statistics
 from collections import defaultdict
 from typing import Any
 
@@ -10,11 +11,17 @@ from app.jobs.models import Job
 from app.jobs.prepared import Prepared
 from app.jobs.spec import JobSpec, resolved
 from app.planning.duration import Measured, work_of
+from app.planning.hardware import GIB
 from app.planning.plan import REFERENCED
 from app.registry.models import RegisteredModel
+from app.work.service import CPU
 
 LATEST = 200
 """Jobs that are looked at, of all classes together."""
+ENOUGH = 3
+"""Jobs of a class before its plans are corrected by them."""
+MOST_CORRECTED = 2.0
+"""Up and down: what is further off is another thing than a device's habit."""
 
 
 def measured(session: Session) -> dict[str, list[Measured]]:
@@ -32,6 +39,30 @@ def measured(session: Session) -> dict[str, list[Measured]]:
             spec, rows_of = JobSpec.model_validate(numbers), Prepared.model_validate(prepared)
             found[queue].append(Measured(_work(spec, rows_of, model), seconds))
     return found
+
+
+def corrections(session: Session) -> dict[str, float]:
+    """What jobs took at their peak over what the formula said, by worker class: medians of three jobs or more."""
+    rows = session.execute(
+        select(Job.queue, Job.plan, RegisteredModel.metrics)
+        .join(RegisteredModel, (RegisteredModel.job_id == Job.id) & RegisteredModel.step.is_(None))
+        .where(Job.plan.is_not(None))
+        .order_by(RegisteredModel.seq.desc())
+        .limit(LATEST)
+    )
+    ratios = defaultdict[str, list[float]](list)
+    for queue, plan, metrics in rows:
+        parts = dict(plan["memory"]["breakdown_gib"])
+        # What torch counts of a GPU has neither the context nor what the allocator cannot use.
+        apart = ("correction",) if queue == CPU else ("correction", "fragmentation", "context")
+        said = sum(size for name, size in parts.items() if name not in apart) * GIB
+        if said > 0 and plan["device"] == queue:
+            ratios[queue].append(metrics["peak_memory_bytes"] / said)
+    return {
+        queue: min(MOST_CORRECTED, max(1 / MOST_CORRECTED, statistics.median(found)))
+        for queue, found in ratios.items()
+        if len(found) >= ENOUGH
+    }
 
 
 def _seconds(metrics: dict[str, Any]) -> float:

@@ -2,7 +2,7 @@
 
 import json
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sqlalchemy.orm import Session
 
@@ -102,7 +102,7 @@ def require_room(session: Session, project: Project, spec: JobSpec) -> None:
 
 def refusal(plan: Plan) -> dict[str, str]:
     """Why a job cannot be trained here, and what would help: `message` and `param`."""
-    peak = max(plan.memory.total, plan.eval_peak)
+    peak = max(plan.train_peak, plan.eval_peak)
     message = (
         f"This job takes some {peak / GIB:.1f} GiB at its peak, and '{plan.place.name}', the largest worker class here,"
         f" has {plan.place.room / GIB:.1f}."
@@ -124,7 +124,8 @@ def planned(
 
 def places(session: Session, gpu_memory_gb: int | None) -> tuple[Hardware, ...]:
     """The worker classes that such a job may go to: GPUs where there are any, of the size that is asked for."""
-    found = recommendations.own_hardware(session)
+    measured = history.corrections(session)
+    found = tuple(replace(one, correction=measured.get(one.name, 1.0)) for one in recommendations.own_hardware(session))
     gpus = tuple(one for one in found if one.gigabytes is not None and one.gigabytes >= (gpu_memory_gb or 0))
     return gpus or (found if gpu_memory_gb is None else ())
 

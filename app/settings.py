@@ -79,7 +79,7 @@ class Settings(BaseSettings):
     worker_class: Annotated[str, Field(pattern=r"^(cpu|gpu-[1-9][0-9]*)$")] | None = None
     """`cpu` or `gpu-<GB>`; None: what the worker's device is."""
     checkpoints_kept: int = 10
-    """Of a job, as models of the registry; the newest."""
+    """Of a job, as models of the registry: the newest, and the best by validation loss."""
     heartbeat_interval: Duration = timedelta(seconds=10)
     lease_timeout: Duration = timedelta(seconds=60)  # six missed heartbeats
     sweep_interval: Duration = timedelta(seconds=15)

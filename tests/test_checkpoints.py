@@ -86,6 +86,7 @@ def test_checkpoints_are_listed_newest_first_in_pages(service: Service, trained:
         assert checkpoint.metrics.step == checkpoint.step_number
         assert checkpoint.metrics.train_loss is not None
         assert f"Checkpoint created at step {checkpoint.step_number}" in told
+        assert checkpoint.model_extra["labels"] == (["last"] if checkpoint.step_number == STEPS else [])
         assert client.models.retrieve(name).id == name
     listed = {model.id for model in client.models.list()}
     assert {checkpoint.fine_tuned_model_checkpoint for checkpoint in found} <= listed

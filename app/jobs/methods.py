@@ -11,7 +11,7 @@ from pydantic_core import PydanticCustomError
 
 from app.files.spec import Auto
 from app.files.spec import Method as MethodType
-from app.jobs.parts import SpecPart, only
+from app.jobs.parts import SpecPart
 
 LARGEST_BATCH = 4096
 LARGEST_MICRO_BATCH = 1024
@@ -76,10 +76,15 @@ class Hyperparameters(SpecPart):
     neftune_noise_alpha: Annotated[float, Field(gt=0, le=100)] | None = Field(
         None, description="Noise on the embeddings while training, as NEFTune has it; its paper used 5, 10 and 15."
     )
-    early_stopping_patience: Annotated[int | None, only(None)] = None
+    early_stopping_patience: Annotated[int, Field(ge=1, le=1000)] | None = Field(
+        None,
+        description="End training after so many evaluations in a row without a lower validation loss; it takes"
+        " validation rows. The result has the weights of the lowest in any case.",
+    )
     save_steps: Auto | Annotated[int, Field(ge=1)] = Field(
         "auto",
-        description="A checkpoint every so many steps; auto: at each epoch's end and every 10 minutes.",
+        description="A checkpoint every so many steps; auto: at each epoch's end and every 10 minutes. And wherever"
+        " an evaluation finds the lowest loss so far.",
     )
     eval_steps: Auto | Annotated[int, Field(ge=1)] = Field(
         "auto", description="Loss on the validation file every so many steps; auto: at each epoch's end."

@@ -1,6 +1,6 @@
 """Jobs and their history."""
 
-from typing import Any
+from typing import Any, Literal
 
 from sqlalchemy import BigInteger, CheckConstraint, ForeignKey, Identity, Index, UniqueConstraint, text
 from sqlalchemy.orm import Mapped, mapped_column
@@ -66,6 +66,10 @@ class Job(Base):
     def current_spec(self) -> JobSpec:
         """The resolved spec where there is one, else the spec as asked for."""
         return JobSpec.model_validate(self.resolved or self.spec)
+
+
+Label = Literal["best", "last"]
+"""What a checkpoint is among those of its job: the best by validation loss, where training ended, or both."""
 
 
 class JobCheckpoint(Base):

@@ -144,8 +144,12 @@ def list_checkpoints(
 ) -> ListRead[CheckpointRead]:
     """List the models from the middle of a job, newest first; each can be downloaded, and be the `model` of a job."""
     with session.begin():
-        page = service.checkpoints(session, service.get(session, caller, job_id), after=after, limit=limit)
-        return list_of(page, [CheckpointRead.of(checkpoint) for checkpoint in page.rows])
+        job = service.get(session, caller, job_id)
+        page = service.checkpoints(session, job, after=after, limit=limit)
+        labels = service.labels(session, job)
+        return list_of(
+            page, [CheckpointRead.of(checkpoint, labels.get(checkpoint.step, [])) for checkpoint in page.rows]
+        )
 
 
 @router.get("/{job_id}/events")

@@ -5,7 +5,7 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel
 
-from app.jobs.models import Job, JobCheckpoint, JobEvent
+from app.jobs.models import Job, JobCheckpoint, JobEvent, Label
 from app.jobs.status import JobStatus
 from app.work.models import Attempt, Work
 
@@ -143,9 +143,11 @@ class CheckpointRead(BaseModel):
     fine_tuned_model_checkpoint: str
     step_number: int
     metrics: CheckpointMetrics
+    labels: list[Label]
+    """`best` by validation loss, which the result has the weights of; `last`: where training ended, or has got to."""
 
     @classmethod
-    def of(cls, checkpoint: JobCheckpoint) -> Self:
+    def of(cls, checkpoint: JobCheckpoint, labels: list[Label]) -> Self:
         """From the row."""
         return cls(
             id=checkpoint.id,
@@ -154,6 +156,7 @@ class CheckpointRead(BaseModel):
             fine_tuned_model_checkpoint=checkpoint.model,
             step_number=checkpoint.step,
             metrics=CheckpointMetrics.model_validate(checkpoint.metrics),
+            labels=labels,
         )
 
 

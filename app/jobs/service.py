@@ -16,7 +16,7 @@ from app.db import new_id
 from app.errors import InvalidRequest, NotFound
 from app.files import service as files
 from app.jobs import events, lifecycle, parents, tunings
-from app.jobs.models import Job, JobCheckpoint, JobEvent
+from app.jobs.models import Job, JobCheckpoint, JobEvent, Label
 from app.jobs.spec import JobRequest
 from app.pages import Page, page_of
 from app.plans import service as plans
@@ -134,6 +134,26 @@ def checkpoints(session: Session, job: Job, *, after: str | None, limit: int) ->
         .where(JobCheckpoint.job_id == job.id, RegisteredModel.deleted_at.is_(None))
     )
     return page_of(session, rows, JobCheckpoint, after=after, limit=limit)
+
+
+def labels(session: Session, job: Job) -> dict[int, list[Label]]:
+    """Of a job's checkpoints, by step: `best` by validation loss, `last`. Of those there are, while there is no result.
+
+    The result says for itself which was the best.
+    """
+    mine = select(JobCheckpoint.step, JobCheckpoint.metrics).where(JobCheckpoint.job_id == job.id)
+    losses = {step: metrics.get("valid_loss") for step, metrics in session.execute(mine)}
+    evaluated = {step: loss for step, loss in losses.items() if loss is not None}
+    best = min(sorted(evaluated), key=evaluated.__getitem__, default=None)
+    result = session.get(RegisteredModel, job.fine_tuned_model) if job.fine_tuned_model else None
+    if result is not None and result.metrics.get("best"):
+        best = result.metrics["best"]["step"]
+    found: dict[int, list[Label]] = {step: [] for step in losses}
+    if best in found:
+        found[best].append("best")
+    if found:
+        found[max(found)].append("last")
+    return found
 
 
 def history(session: Session, job: Job, *, after: str | None, limit: int) -> Page[JobEvent]:

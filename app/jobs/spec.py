@@ -179,6 +179,19 @@ class JobSpec(SpecPart):
         return self
 
     @model_validator(mode="after")
+    def early_stopping_has_rows_to_validate_with(self) -> Self:
+        """Refuse it where it is known that there are none; preparing refuses where `auto` holds none out."""
+        patience = self.hyperparameters.early_stopping_patience
+        if patience is not None and self.validation_file is None and self.evaluation.holdout == 0:
+            message = (
+                "Early stopping goes by the loss on validation rows, and evaluation.holdout is 0. Hold some out, such"
+                " as 0.1, or send a validation_file."
+            )
+            field = self.param("early_stopping_patience")
+            raise PydanticCustomError("no_validation", "{message}", {"field": field, "message": message})
+        return self
+
+    @model_validator(mode="after")
     def batch_size_is_the_product_of_its_parts(self) -> Self:
         """Refuse three numbers that contradict each other."""
         given = self.hyperparameters

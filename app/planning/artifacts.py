@@ -8,8 +8,9 @@ from app.jobs.spec import JobSpec, LoraTuning, resolved
 from app.planning.bases import Tensors
 from app.planning.memory import BYTES, ModelShape, TrainingSetup, trained_params
 
-SCRATCH_CHECKPOINTS = 3
-"""That a worker's disk holds at most: two that it keeps, and the one being written (`worker/training/checkpoints`)."""
+SCRATCH_CHECKPOINTS = 4
+"""That a worker's disk holds at most: the two newest, the best by validation loss, and the one being written
+(`worker/training/checkpoints`)."""
 ALL_BUT_WEIGHTS = 5_000_000
 """Bytes of a model that are not its weights: a tokenizer of some 100,000 words, and the run's own files."""
 NOT_LINEAR = re.compile(r"(^|\.)(embed\w*|wte|wpe|word_embeddings\w*|lm_head|embed_out|shared)$")

@@ -1,7 +1,7 @@
 """The model card: a README.md made from what the registry knows of a result, so that it cannot say anything else."""
 
 from app.jobs.spec import LoraTuning
-from app.registry.manifest import Manifest
+from app.registry.manifest import Manifest, TrainingReport
 
 
 def render(manifest: Manifest) -> str:
@@ -59,6 +59,7 @@ def _training(manifest: Manifest) -> list[str]:
         ("tokens seen", f"{report.tokens:,}, of which {report.trained_tokens:,} trained on"),
         ("loss", f"{report.loss_first:.4f} at the first step, {report.loss_last:.4f} at the last"),
         ("validation loss", f"{report.eval_loss:.4f}" if report.eval_loss is not None else "not measured"),
+        *_weights(report),
         ("seed", f"{spec.seed}"),
         ("device", f"{report.device}, {report.precision}"),
         ("time", f"{report.train_seconds:.1f} s of training"),
@@ -73,6 +74,19 @@ def _training(manifest: Manifest) -> list[str]:
         *(f"| {name} | {value} |" for name, value in rows),
         "",
     ]
+
+
+def _weights(report: TrainingReport) -> list[tuple[str, str]]:
+    """Which step's they are, where there was a choice."""
+    if report.best is None or report.last is None or report.best.step == report.last.step:
+        return []
+    best, last = (
+        f"step {one.step} ({'not evaluated' if one.eval_loss is None else f'{one.eval_loss:.4f}'})"
+        for one in (report.best, report.last)
+    )
+    if report.published == "best":
+        return [("weights", f"of {best}, the best by validation loss; the last was {last}")]
+    return [("weights", f"of the last {last}; {best} was the best by validation loss, and its checkpoint is lost")]
 
 
 def _use(manifest: Manifest) -> list[str]:

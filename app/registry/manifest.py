@@ -5,7 +5,7 @@ It holds everything its registry row needs, so that a crash between the two is r
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from app.jobs.prepared import BaseIdentity
 from app.jobs.spec import JobSpec
@@ -31,6 +31,15 @@ class TrainingFile(BaseModel):
     sha256: str
 
 
+class Evaluated(BaseModel):
+    """A step, and its loss on the validation rows."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    step: int
+    eval_loss: float | None = Field(description="None where the step was not evaluated.")
+
+
 class TrainingReport(BaseModel):
     """The trainer's `metrics.json`: what it measured of its own run, up to a result or a checkpoint."""
 
@@ -40,6 +49,11 @@ class TrainingReport(BaseModel):
     loss_first: float
     loss_last: float
     eval_loss: float | None = None
+    published: Literal["best", "last"] | None = Field(
+        None, description="Which step's weights a result has; `eval_loss` is theirs."
+    )
+    best: Evaluated | None = Field(None, description="By validation loss; None where nothing was evaluated.")
+    last: Evaluated | None = None
     tokens: int
     trained_tokens: int
     train_seconds: float

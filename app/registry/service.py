@@ -95,12 +95,14 @@ def delete(session: Session, project: Project, model_id: str) -> None:
 
 
 def keep_newest_checkpoints(session: Session, job_id: str, count: int) -> None:
-    """Hide all but so many of a job's checkpoints."""
+    """Hide all but so many of a job's checkpoints, and the best by validation loss."""
     mine = (RegisteredModel.job_id == job_id, RegisteredModel.step.is_not(None), RegisteredModel.deleted_at.is_(None))
     newest = select(RegisteredModel.id).where(*mine).order_by(RegisteredModel.step.desc()).limit(count)
+    loss = RegisteredModel.metrics["checkpoint"]["valid_loss"].as_float()
+    lowest = select(RegisteredModel.id).where(*mine, loss.is_not(None)).order_by(loss, RegisteredModel.step).limit(1)
     session.execute(
         update(RegisteredModel)
-        .where(*mine, RegisteredModel.id.not_in(newest.scalar_subquery()))
+        .where(*mine, RegisteredModel.id.not_in(newest), RegisteredModel.id.not_in(lowest))
         .values(deleted_at=func.now())
     )
 

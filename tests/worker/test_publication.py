@@ -15,10 +15,13 @@ from sqlalchemy.orm import Session
 
 from app.auth import Project
 from app.db import get_engine
-from app.jobs import retention
+from app.jobs import lifecycle, retention
+from app.jobs import service as jobs
 from app.jobs.models import JobCheckpoint
 from app.jobs.prepared import Prepared
+from app.registry import card
 from app.registry import service as registry
+from app.registry.manifest import TrainingReport
 from app.storage import Storage
 from tests.factories import make_file, make_manifest, make_queued_job, take
 from tests.running import wait_for
@@ -45,16 +48,20 @@ def origin(session: Session, project: Project) -> Origin:
 
 @pytest.fixture
 def offer(tmp_path: Path, session: Session, origin: Origin) -> Offer:
-    """Does what the trainer does at a checkpoint; a `spoilt` one lacks what its row needs."""
+    """Does what the trainer does at a checkpoint; a `spoilt` one lacks what its row needs.
+
+    `valid_loss`: where its step was evaluated.
+    """
     with session.begin():
         report = make_manifest(session, origin.claim).report.model_dump()
 
-    def make(step: int, *, spoilt: bool = False) -> Path:
+    def make(step: int, *, spoilt: bool = False, valid_loss: float | None = None) -> Path:
         folder = tmp_path / messages.OFFERED / f"checkpoint-{step}"
         arriving = folder.with_suffix(".arriving")
         arriving.mkdir(parents=True)
         (arriving / "adapter_model.safetensors").write_bytes(b"weights of step %d" % step)
-        metrics = report | ({} if spoilt else {"checkpoint": {"step": step, "train_loss": 1.0}})
+        measured = {"checkpoint": {"step": step, "train_loss": 1.0, "valid_loss": valid_loss}}
+        metrics = report | ({} if spoilt else measured)
         (arriving / "metrics.json").write_text(json.dumps(metrics))
         return arriving.rename(folder)
 
@@ -135,6 +142,53 @@ def test_a_checkpoint_that_cannot_be_published_is_in_nobodys_way(
         publisher.is_last_chance = True
     assert entered(session) == [10, 15]
     assert time.monotonic() - began < 20  # nobody waits for what no time mends
+
+
+def test_the_best_checkpoint_is_kept_beside_the_newest_and_both_are_labelled(
+    session: Session, project: Project, tmp_path: Path, storage: Storage, origin: Origin, offer: Offer
+) -> None:
+    losses = {5: 2.0, 10: 1.0, 15: None, 20: 1.0, 25: 1.5, 30: 1.25}
+    for step, loss in losses.items():
+        offer(step, valid_loss=loss)
+    with CheckpointPublisher(tmp_path, storage, origin):
+        pass
+    with session.begin():
+        registry.keep_newest_checkpoints(session, origin.job.id, 2)
+    assert shown(session, project, origin.job.id) == {30: ["last"], 25: [], 10: ["best"]}
+
+    with session.begin():
+        report = {"published": "best", "best": {"step": 25, "eval_loss": 0.5}, "last": {"step": 30, "eval_loss": 1.25}}
+        manifest = make_manifest(session, origin.claim)
+        measured = TrainingReport.model_validate(manifest.report.model_dump() | report)
+        manifest = manifest.model_copy(update={"report": measured})
+        result = registry.register(session, manifest, manifest_sha256="6" * 64)
+        lifecycle.succeed(session, origin.claim, result, trained_tokens=1, result_files=[])
+    # The result knows better: that step was evaluated only after its checkpoint was published.
+    assert shown(session, project, origin.job.id) == {30: ["last"], 25: ["best"], 10: []}
+    assert "| weights | of step 25 (0.5000), the best by validation loss; the last was step 30 (1.2500) |" in (
+        card.render(manifest)
+    )
+
+
+def shown(session: Session, project: Project, job_id: str) -> dict[int, list[str]]:
+    with session.begin():
+        job = jobs.get(session, project, job_id)
+        page = jobs.checkpoints(session, job, after=None, limit=10)
+        labels = jobs.labels(session, job)
+        return {row.step: [*labels[row.step]] for row in page.rows}
+
+
+def test_the_last_checkpoint_may_be_the_best_and_without_evaluations_there_is_no_best(
+    session: Session, project: Project, tmp_path: Path, storage: Storage, origin: Origin, offer: Offer
+) -> None:
+    offer(5)
+    with CheckpointPublisher(tmp_path, storage, origin):
+        pass
+    assert shown(session, project, origin.job.id) == {5: ["last"]}
+    offer(10, valid_loss=1.0)
+    with CheckpointPublisher(tmp_path, storage, origin):
+        pass
+    assert shown(session, project, origin.job.id) == {10: ["best", "last"], 5: []}
 
 
 def test_a_checkpoint_that_was_deleted_does_not_come_back_when_its_step_is_done_again(

@@ -8,11 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from app.jobs.methods import Hyperparameters
 from worker import messages
-from worker.training import checkpoints
+from worker.training import checkpoints, evaluations
 from worker.training.checkpoints import Checkpoint
 from worker.training.child import Report, StopNow, StopRequest
 from worker.training.device import Device, peak_memory_bytes
@@ -20,6 +21,10 @@ from worker.training.failures import LossNotFinite
 
 SAVE_INTERVAL = 600.0
 """Seconds between checkpoints where the spec leaves it to us: what a crash may cost at most."""
+
+
+class NoLongerImproving(Exception):
+    """A run that goes on from a checkpoint at which it had ended early."""
 
 
 class Progress(TrainerCallback):  # type: ignore[misc]  # transformers publishes no types
@@ -98,18 +103,37 @@ class Pace(TrainerCallback):  # type: ignore[misc]  # transformers publishes no 
         given: Hyperparameters,
         progress: Progress,
         offer: Callable[[Checkpoint], None],
-        *,
-        evaluate: bool,
+        evaluate: Callable[[], object] | None,
     ) -> None:
+        """`evaluate` does so at once; None where there are no validation rows."""
         self._report = report
         self._stop = stop
         self._save_steps = given.save_steps
         self._eval_steps = given.eval_steps
+        self._patience = given.early_stopping_patience
         self._progress = progress
         self._offer = offer
         self._evaluate = evaluate
         self._saved_at = time.monotonic()
         self._saved_step: int | None = None
+        self._random: torch.Tensor | None = None
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """The weights are those of the checkpoint that training goes on from. Raises `NoLongerImproving`."""
+        if state.global_step:
+            self.catch_up(state)
+
+    def catch_up(self, state: TrainerState) -> None:
+        """What the step of the checkpoint still lacks, because its run was told to stop there: the evaluation.
+
+        Raises `NoLongerImproving` where the run has ended early there, and `StopNow` in the middle of the evaluation.
+        """
+        self._saved_step = state.global_step
+        if self._is_to_evaluate(state) and state.global_step not in evaluations.losses(state.log_history):
+            assert self._evaluate is not None  # noqa: S101  asked in the line above
+            self._evaluate()
+        if self._is_spent(state):
+            raise NoLongerImproving
 
     def on_substep_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Half a step is worth nothing to a job that is cancelled."""
@@ -122,15 +146,18 @@ class Pace(TrainerCallback):  # type: ignore[misc]  # transformers publishes no 
             control.should_save |= time.monotonic() - self._saved_at > SAVE_INTERVAL
         else:
             control.should_save |= last or state.global_step % self._save_steps == 0
-        if self._evaluate and self._eval_steps != "auto":
-            control.should_evaluate |= last or state.global_step % self._eval_steps == 0
+        if self._eval_steps != "auto":
+            control.should_evaluate |= self._is_to_evaluate(state)
         self._follow_wish(state, control)
+        self._before_evaluation(control)
 
     def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """The other half of `auto`. Called as well where a stop has cut the epoch short."""
         control.should_save |= self._save_steps == "auto" and self._saved_step != state.global_step
-        control.should_evaluate |= self._evaluate and self._eval_steps == "auto"
+        if self._eval_steps == "auto":
+            control.should_evaluate |= self._is_to_evaluate(state)
         self._follow_wish(state, control)
+        self._before_evaluation(control)
 
     def on_prediction_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
@@ -139,6 +166,25 @@ class Pace(TrainerCallback):  # type: ignore[misc]  # transformers publishes no 
         because transformers saves what the step has learnt only afterwards."""
         if self._stop.wish == "stop":
             raise StopNow
+
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Save the step if it is the best so far; end where none has been for so long.
+
+        transformers saves after it has evaluated, so the checkpoint's history has this evaluation. The random numbers
+        that its loader has drawn are put back: a run that makes up for it later goes on with the same ones.
+        """
+        if self._random is not None:
+            torch.set_rng_state(self._random)
+        best = evaluations.best_step(state.log_history)
+        spent = self._is_spent(state)
+        if spent:
+            losses = evaluations.losses(state.log_history)
+            lowest = f"the lowest, {losses[best]:.4f}, was that of step {best}" if best is not None else ""
+            after = f"Training ends early after step {state.global_step}"
+            waited = f"{evaluations.since_best(state.log_history)} evaluations in a row without a lower validation loss"
+            self._report(messages.Notice("info", f"{after}: {waited}; {lowest}"))
+        control.should_training_stop |= spent
+        control.should_save |= (spent or best == state.global_step) and self._saved_step != state.global_step
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """transformers has written the folder; from here on it counts, and older ones may go."""
@@ -152,9 +198,20 @@ class Pace(TrainerCallback):  # type: ignore[misc]  # transformers publishes no 
         )
         checkpoints.commit(saved)
         self._offer(saved)
-        checkpoints.prune(folder)
+        checkpoints.prune(folder, best=evaluations.best_step(state.log_history))
         self._saved_at, self._saved_step = time.monotonic(), state.global_step
         self._report(messages.Checkpoint(state.global_step, saved.path.name))
+
+    def _is_to_evaluate(self, state: TrainerState) -> bool:
+        last = state.global_step >= state.max_steps
+        if self._eval_steps == "auto":
+            at = float(state.epoch or 0.0).is_integer()  # the end of one
+        else:
+            at = state.global_step % self._eval_steps == 0
+        return self._evaluate is not None and (last or at)
+
+    def _is_spent(self, state: TrainerState) -> bool:
+        return self._patience is not None and evaluations.since_best(state.log_history) >= self._patience
 
     def _follow_wish(self, state: TrainerState, control: TrainerControl) -> None:
         """Stop: with a checkpoint of this step for a job that goes on elsewhere, without for a cancelled one."""
@@ -162,6 +219,9 @@ class Pace(TrainerCallback):  # type: ignore[misc]  # transformers publishes no 
             control.should_training_stop = True
             control.should_save = self._stop.wish == "save" and self._saved_step != state.global_step
             control.should_evaluate = False
+
+    def _before_evaluation(self, control: TrainerControl) -> None:
+        self._random = torch.get_rng_state() if control.should_evaluate else None
 
 
 LOGGED = {

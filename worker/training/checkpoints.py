@@ -66,10 +66,19 @@ def newest_verified(folder: Path) -> Checkpoint | None:
     return None
 
 
-def prune(folder: Path) -> None:
-    """Remove all but the newest committed ones. Called after a commit, so that there is always one to go on from."""
+def verified(folder: Path, step: int) -> Checkpoint | None:
+    """The one of a step, if it is there and whole."""
+    return _verified(folder / f"checkpoint-{step}")
+
+
+def prune(folder: Path, *, best: int | None = None) -> None:
+    """Remove all but the newest committed ones and that of the best step.
+
+    Called after a commit, so that there is always one to go on from.
+    """
     numbered = _numbered(folder)
     kept = [path for path in numbered if (path / MANIFEST).exists()][:KEPT]
+    kept += [path for path in numbered if _step_of(path) == str(best)]
     for path in [*numbered, *folder.glob("torn-*")]:
         if path not in kept:
             shutil.rmtree(path)

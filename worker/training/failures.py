@@ -4,6 +4,7 @@ import errno
 import json
 import traceback
 from pathlib import Path
+from typing import ClassVar
 
 from app.registry import identity
 from worker.messages import Failed
@@ -39,8 +40,34 @@ class MethodNotSupported(Exception):
     """The installed libraries cannot train by this method."""
 
 
-class LossNotFinite(Exception):
+class TrainingSpoilt(Exception):
+    """A run went wrong and stopped by itself; each kind has its code."""
+
+    code: ClassVar[str]
+
+
+class LossNotFinite(TrainingSpoilt):
     """A step's loss, or its gradient, was NaN or infinite."""
+
+    code = "loss_not_finite"
+
+
+class LossIsZero(TrainingSpoilt):
+    """Nothing is learnt any more, or never was."""
+
+    code = "loss_is_zero"
+
+
+class GradientExploded(TrainingSpoilt):
+    """The gradient's norm grew out of all proportion, and stayed there."""
+
+    code = "gradient_exploded"
+
+
+class LossDiverged(TrainingSpoilt):
+    """The loss rose above where it began, and stayed there."""
+
+    code = "loss_diverged"
 
 
 def classify(error: BaseException, method: str) -> Failed:
@@ -69,12 +96,10 @@ def classify(error: BaseException, method: str) -> Failed:
             )
         case MethodNotSupported():
             return Failed(code="method_not_supported", message=_sentence(error), param="method.type")
-        case LossNotFinite():
-            return Failed(
-                code="loss_not_finite",
-                message=_sentence(error),
-                param=f"{hyperparameters}.learning_rate",
-            )
+        case LossIsZero(code=code):
+            return Failed(code=code, message=_sentence(error), param="training_file")
+        case TrainingSpoilt(code=code):
+            return Failed(code=code, message=_sentence(error), param=f"{hyperparameters}.learning_rate")
         case ConnectionError() | TimeoutError():
             return Failed(code="hub_unavailable", message=_sentence(error), param="model", retryable=True)
         case MemoryError():

@@ -71,6 +71,12 @@ def prepare(work_dir: Path, tell: Tell) -> Prepared:
         tell(notice)
     if report.refusals or report.train_set is None:
         raise failures.FileUnusable(report.refusals[0].file, reporting.refusal(report))
+    if spec.hyperparameters.early_stopping_patience is not None and report.validation_set is None:
+        raise failures.SpecUnusable(
+            spec.param("early_stopping_patience"),
+            f"early stopping goes by the loss on validation rows, and of {report.training.rows.total} none is held out."
+            " Send evaluation.holdout, such as 0.1, or a validation_file.",
+        )
     prepared = Prepared(
         base=folder.identity(),
         parent=parent_of(work_dir),

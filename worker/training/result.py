@@ -24,6 +24,7 @@ from worker.training import checkpoints
 from worker.training import model as models
 from worker.training.callbacks import Progress
 from worker.training.checkpoints import Checkpoint
+from worker.training.choice import Choice
 from worker.training.device import Device, peak_memory_bytes
 
 LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate", "bitsandbytes")
@@ -45,8 +46,11 @@ class Result:
     base: Path
     progress: Progress
 
-    def write(self, folder: Path, *, phases: dict[str, float]) -> None:
-        """Write the folder whole and synced; one from before is removed first. `phases`: seconds so far, by phase."""
+    def write(self, folder: Path, choice: Choice, *, phases: dict[str, float]) -> None:
+        """Write the folder whole and synced; one from before is removed first. `phases`: seconds so far, by phase.
+
+        The weights are the model's, where `choice` has put them; what was measured is of the whole run.
+        """
         began = time.perf_counter()
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
@@ -54,7 +58,7 @@ class Result:
         moved = self._save_weights(folder)
         self.tokenizer.save_pretrained(folder)
         (folder / "job.json").write_text(self.spec.model_dump_json(indent=2))
-        metrics = measured | moved | {"phases": phases | {"save": time.perf_counter() - began}}
+        metrics = measured | choice.as_metrics() | moved | {"phases": phases | {"save": time.perf_counter() - began}}
         (folder / "metrics.json").write_text(json.dumps(metrics, indent=2))
         _sync(folder)
 

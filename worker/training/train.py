@@ -11,9 +11,11 @@ from app.planning import recipes
 from worker import messages
 from worker.training import checkpoints, device, model, trainers
 from worker.training.base import parent_of, work_offline
-from worker.training.callbacks import Pace, Progress
+from worker.training.callbacks import NoLongerImproving, Pace, Progress
 from worker.training.checkpoints import Checkpoint
 from worker.training.child import Report, StopNow, StopRequest
+from worker.training.choice import choose
+from worker.training.health import Health
 from worker.training.preparation import prepare, write_last
 from worker.training.result import Result
 
@@ -43,30 +45,36 @@ def train(work_dir: Path, report: Report, stop: StopRequest) -> messages.Done | 
     def offer(saved: Checkpoint) -> None:
         result.offer(saved, work_dir / messages.OFFERED / saved.path.name)
 
-    evaluate = prepared.validation is not None
-    trainer.add_callback(Pace(report, stop, spec.hyperparameters, progress, offer, evaluate=evaluate))
+    evaluate = trainer.evaluate if prepared.validation is not None else None
+    pace = Pace(report, stop, spec.hyperparameters, progress, offer, evaluate)
+    trainer.add_callback(Health(spec.method.type))
+    trainer.add_callback(pace)
     loaded = time.perf_counter()
 
-    if not run_steps(trainer, checkpoint, report, stop):
+    if not run_steps(trainer, checkpoint, pace, report, stop):
         return messages.Stopped(trainer.state.global_step)
     trained = time.perf_counter()
 
     report(messages.Phase(phase="saving"))
-    result.write(work_dir / "result", phases={"load": loaded - began, "train": trained - loaded})
+    choice = choose(trainer, work_dir / "checkpoints", report)
+    result.write(work_dir / "result", choice, phases={"load": loaded - began, "train": trained - loaded})
     return messages.Done()
 
 
-def run_steps(trainer: Trainer, checkpoint: Checkpoint | None, report: Report, stop: StopRequest) -> bool:
+def run_steps(trainer: Trainer, checkpoint: Checkpoint | None, pace: Pace, report: Report, stop: StopRequest) -> bool:
     """All steps that are left. False when it was told to stop, at the end of a step."""
     stop.deferred = True
-    if checkpoint is not None and checkpoint.finished:
-        report(messages.Phase("training", total_steps=checkpoint.step, resumed_from_step=checkpoint.step))
-        restore(trainer, checkpoint)
-    else:
-        try:
+    try:
+        if checkpoint is not None and checkpoint.finished:
+            report(messages.Phase("training", total_steps=checkpoint.step, resumed_from_step=checkpoint.step))
+            restore(trainer, checkpoint)
+            pace.catch_up(trainer.state)
+        else:
             trainer.train(resume_from_checkpoint=str(checkpoint.path) if checkpoint else None)
-        except StopNow:  # from the middle of an evaluation
-            return False
+    except NoLongerImproving:
+        pass
+    except StopNow:  # from the middle of an evaluation
+        return False
     stop.deferred = False
     return stop.wish is None
 

@@ -90,6 +90,12 @@ def test_old_hyperparameters_are_the_supervised_block() -> None:
         ({"tuning": {"type": "lora", "init_lora_weights": "pissa"}}, "tuning.init_lora_weights", "Not offered"),
         ({"tuning": {"type": "lora", "loraplus_lr_ratio": 0.5}}, "tuning.loraplus_lr_ratio", "greater than or equal"),
         (hyper(neftune_noise_alpha=0), f"{HYPER}.neftune_noise_alpha", "greater than 0"),
+        (hyper(early_stopping_patience=0), f"{HYPER}.early_stopping_patience", "greater than or equal to 1"),
+        (
+            hyper(early_stopping_patience=2) | {"evaluation": {"holdout": 0}},
+            f"{HYPER}.early_stopping_patience",
+            "evaluation.holdout is 0. Hold some out, such as 0.1, or send a validation_file.",
+        ),
         ({"tuning": {"type": "full", "r": 8}}, "tuning.r", "Unknown field 'r'"),
         ({"tuning": {"type": "lorra"}}, "tuning", "'full', 'lora', 'qlora'"),
         ({"tuning": {"r": 8}}, "tuning.type", "type"),
@@ -132,6 +138,13 @@ def test_a_wrong_field_is_named_with_its_remedy(body: dict[str, Any], param: str
     refused_param, message = refusal(body)
     assert refused_param == param
     assert says in message
+
+
+@pytest.mark.parametrize(
+    "more", [{}, {"evaluation": {"holdout": 0.1}}, {"validation_file": "file-2", "evaluation": {"holdout": 0}}]
+)
+def test_early_stopping_goes_with_every_source_of_validation_rows(more: dict[str, Any]) -> None:
+    assert spec(**hyper(early_stopping_patience=2), **more).hyperparameters.early_stopping_patience == 2
 
 
 def test_a_missing_field_is_named() -> None:

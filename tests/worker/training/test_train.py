@@ -152,8 +152,11 @@ def test_the_story_is_told_in_order(make_job: Any, run: Any) -> None:
 def test_saves_and_evaluates_every_so_many_steps_and_at_the_end(make_job: Any, run: Any) -> None:
     said = run(make_job("lora", validation=tiny.chat_rows(4), save_steps=3, eval_steps=5))
 
-    assert [message.step for message in said if isinstance(message, messages.Checkpoint)] == [3, 6, 8]
-    assert [message.step for message in said if isinstance(message, messages.Eval)] == [5, 8]
+    evaluations = [message for message in said if isinstance(message, messages.Eval)]
+    assert [message.step for message in evaluations] == [5, 8]
+    assert evaluations[1].loss < evaluations[0].loss
+    # After step 5 too, because its validation loss is the lowest so far.
+    assert [message.step for message in said if isinstance(message, messages.Checkpoint)] == [3, 5, 6, 8]
 
 
 def test_a_job_that_goes_on_elsewhere_saves_its_step_and_stops(make_job: Any, run: Any) -> None:

@@ -11,6 +11,8 @@ from typing import Literal
 
 Role = Literal["q", "k", "v", "o", "gate", "up", "down", "head"]
 """A linear layer of a decoder; `up` and `down` alone where the MLP has no gate."""
+Moment = Literal["forward", "loss", "last block", "first block", "backward", "optimizer"]
+"""Of a step: where the formula looks, and two for what a dry run finds in between."""
 Weights = Literal["fp32", "bf16", "fp16", "int8", "nf4", "nf4_double"]
 ATTENTION: tuple[Role, ...] = ("q", "k", "v", "o")
 MLP: tuple[Role, ...] = ("gate", "up", "down")
@@ -188,7 +190,7 @@ class TrainingSetup:
 class MemoryEstimate:
     """Bytes at the peak, and what they are."""
 
-    moment: Literal["loss", "last block", "first block", "optimizer"]
+    moment: Moment
     weights: float
     quantization: float
     """Constants of 4-bit weights."""

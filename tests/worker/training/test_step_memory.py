@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import pytest
 import torch
-from transformers import LlamaForCausalLM, TrainerCallback
+from transformers import LlamaForCausalLM
 
 from app.jobs.spec import JobSpec
 from app.planning.memory import MemoryEstimate, estimate, evaluation
@@ -15,6 +15,7 @@ from app.planning.setups import Device, setup_of
 from app.planning.shapes import shape_of
 from tests import tiny
 from tests.worker.training.conftest import MakeJob
+from tests.worker.training.counted import count, held_by, states_of
 from worker.training import device, model, trainers
 from worker.training.live import LiveStorages
 
@@ -22,38 +23,6 @@ Precision = Literal["fp32", "bf16"]
 PAIR = {"prompt": "Which colour? " * 12, "chosen": "Red. " * 9, "rejected": "Tan. " * 9}
 ANSWER = {"prompt": "Which colour? " * 12, "completion": "Red. " * 9, "label": True}
 ROW = {"messages": [{"role": "user", "content": "Which colour? " * 12}, {"role": "assistant", "content": "Red. " * 9}]}
-
-
-class SecondStep(TrainerCallback):
-    """Counts what is alive in the second step, when the optimizer has its states."""
-
-    def __init__(self, reference: torch.nn.Module | None) -> None:
-        self.live = LiveStorages()
-        self._reference = reference
-
-    def on_step_begin(self, _: Any, state: Any, __: Any, **given: Any) -> None:
-        if state.global_step != 1:
-            return
-        self.live.__enter__()
-        for tensor in (*_held_by(given["model"]), *_states_of(given["optimizer"])):
-            self.live.count(tensor)
-        for tensor in _held_by(self._reference) if self._reference is not None else ():
-            self.live.count(tensor)
-
-    def on_step_end(self, _: Any, state: Any, *__: Any, **___: Any) -> None:
-        if state.global_step == 2:
-            self.live.__exit__(None, None, None)
-
-
-def _held_by(model: torch.nn.Module) -> list[torch.Tensor]:
-    held = [*model.parameters(), *model.buffers()]
-    states = [state for parameter in held if (state := getattr(parameter, "quant_state", None)) is not None]
-    states += [state.state2 for state in states if state.state2 is not None]
-    return held + [value for state in states for value in vars(state).values() if isinstance(value, torch.Tensor)]
-
-
-def _states_of(optimizer: Any) -> list[torch.Tensor]:
-    return [value for state in optimizer.state.values() for value in state.values() if torch.is_tensor(value)]
 
 
 @pytest.fixture(scope="module")
@@ -142,18 +111,12 @@ def counted_and_found(
     """Bytes at the peak of the second step, and what the formula says of it."""
     chosen = {"batch_size": 2, "per_device_train_batch_size": 2, "max_steps": 2, **options}
     work_dir = make_job(tuning, rows=rows, model=base_folder.name, **chosen)
-    spec = JobSpec.model_validate_json((work_dir / "job.json").read_text())
-    machine = device.find()
-    base, tokenizer = model.load(base_folder, spec, machine)
-    trainer = trainers.build(work_dir, spec, machine, base, tokenizer)
-    counted = SecondStep(getattr(trainer, "ref_model", None))
-    trainer.add_callback(counted)
-    trainer.train()
+    peak, spec, machine = count(work_dir, base_folder)
 
     shape = shape_of(json.loads((base_folder / "config.json").read_text()))
     setup = setup_of(spec, shape, Device("cpu", machine.precision))
     setup = replace(setup, repeats_kv=False)  # the rows of this batch have one length
-    return counted.live.peak, estimate(shape, setup)
+    return peak, estimate(shape, setup)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -172,7 +135,7 @@ def test_it_knows_what_an_evaluation_takes(
     trainer.model.zero_grad()
     live = LiveStorages()
     with live:
-        for tensor in (*_held_by(trainer.model), *_states_of(trainer.optimizer)):
+        for tensor in (*held_by(trainer.model), *states_of(trainer.optimizer)):
             live.count(tensor)
         trainer.evaluate()
 

@@ -1,0 +1,58 @@
+"""The second step of our trainer, counted tensor by tensor."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainerCallback
+
+from app.jobs.spec import JobSpec
+from worker.training import device, model, trainers
+from worker.training.device import Device
+from worker.training.live import LiveStorages
+
+
+class SecondStep(TrainerCallback):
+    """Counts what is alive in the second step, when the optimizer has its states."""
+
+    def __init__(self, reference: torch.nn.Module | None) -> None:
+        self.live = LiveStorages()
+        self._reference = reference
+
+    def on_step_begin(self, _: Any, state: Any, __: Any, **given: Any) -> None:
+        if state.global_step != 1:
+            return
+        self.live.__enter__()
+        for tensor in (*held_by(given["model"]), *states_of(given["optimizer"])):
+            self.live.count(tensor)
+        for tensor in held_by(self._reference) if self._reference is not None else ():
+            self.live.count(tensor)
+
+    def on_step_end(self, _: Any, state: Any, *__: Any, **___: Any) -> None:
+        if state.global_step == 2:
+            self.live.__exit__(None, None, None)
+
+
+def count(work_dir: Path, base: Path) -> tuple[int, JobSpec, Device]:
+    """The bytes at the peak of a job's second step, its spec, and the device it was taken on."""
+    spec = JobSpec.model_validate_json((work_dir / "job.json").read_text())
+    machine = device.find()
+    loaded, tokenizer = model.load(base, spec, machine)
+    trainer = trainers.build(work_dir, spec, machine, loaded, tokenizer)
+    counted = SecondStep(getattr(trainer, "ref_model", None))
+    trainer.add_callback(counted)
+    trainer.train()
+    return counted.live.peak, spec, machine
+
+
+def held_by(model: torch.nn.Module) -> list[torch.Tensor]:
+    """The model's tensors, and the constants of its 4-bit weights."""
+    held = [*model.parameters(), *model.buffers()]
+    states = [state for parameter in held if (state := getattr(parameter, "quant_state", None)) is not None]
+    states += [state.state2 for state in states if state.state2 is not None]
+    return held + [value for state in states for value in vars(state).values() if isinstance(value, torch.Tensor)]
+
+
+def states_of(optimizer: Any) -> list[torch.Tensor]:
+    """The optimizer's tensors."""
+    return [value for state in optimizer.state.values() for value in state.values() if torch.is_tensor(value)]

@@ -54,6 +54,7 @@ TABLE: list[tuple[str, dict[str, Any], Facts, set[str]]] = [
     ("rank 16 on millions of tokens of text", numbers("continued_pretraining"), TEXT, HELD_OUT | {"capacity_may_fall_short"}),
     ("rank 128 on them", numbers("continued_pretraining") | {"tuning": {"type": "lora", "r": 128, "use_rslora": True}}, TEXT, HELD_OUT),
     ("rank 16 on as many tokens of answers", {}, TEXT, HELD_OUT),
+    ("PiSSA", {"tuning": {"type": "lora", "init_lora_weights": "pissa"}}, LLAMA_7B, HELD_OUT | {"rank_doubles"}),
     ("a batch that counts rows beside much padding", numbers(batch_size=8), PADDED, HELD_OUT | {"packing_left_out"}),
     ("packs counted", numbers(batch_size=8, packing=True), PACKED, HELD_OUT | {"batch_counts_packs"}),
 ]  # fmt: skip

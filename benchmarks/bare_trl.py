@@ -125,6 +125,8 @@ def build(
         **ways,
         **own,
     )
+    model = kind.from_pretrained(base, dtype=torch.float32 if full else dtype, **options)
+    whole = [] if full else tuning["modules_to_save"]
     adapter = LoraConfig(
         task_type="SEQ_CLS" if method == "reward" else "CAUSAL_LM",
         **{
@@ -132,9 +134,12 @@ def build(
             for name in ("r", "lora_alpha", "lora_dropout", "target_modules", "use_dora", "use_rslora")
             if not full
         },
+        init_lora_weights=True if full else tuning["init_lora_weights"],
+        modules_to_save=whole or None,
+        ensure_weight_tying=model.config.tie_word_embeddings and "embed_tokens" in whole,
     )
     trainer = trainer_of(
-        model=kind.from_pretrained(base, dtype=torch.float32 if full else dtype, **options),
+        model=model,
         processing_class=AutoTokenizer.from_pretrained(base),
         train_dataset=Dataset.from_list([json.loads(line) for line in rows.read_text().splitlines()]),
         args=args,

@@ -82,7 +82,8 @@ def setup_of_row(row: Row, shape: ModelShape) -> TrainingSetup:
         targets=frozenset() if full else _targets(row["lora_targets"].lower(), shape),
         dropout=litgpt,  # 0.05 in its scripts; the others' default is none
         use_dora="dora" in method,
-        trains_vocabulary="modules_to_save" in method,
+        trains_embeddings="modules_to_save" in method,
+        trains_head="modules_to_save" in method,
         checkpointing=row["activation_checkpointing"].lower().startswith("full"),
         offloads_activations=_yes(row["activation_offload"]),
         attention="eager" if _is_eager(row) else "flash",

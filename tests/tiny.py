@@ -29,6 +29,7 @@ def make_base(
     context: int = 256,
     dtype: torch.dtype = torch.float32,
     seed: int = 0,
+    tied: bool = True,
 ) -> Path:
     """Write a base model to a folder: config, safetensors, tokenizer, chat template."""
     tokenizer = make_tokenizer()
@@ -40,7 +41,7 @@ def make_base(
         num_attention_heads=4,
         num_key_value_heads=2,
         max_position_embeddings=context,
-        tie_word_embeddings=True,
+        tie_word_embeddings=tied,
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,

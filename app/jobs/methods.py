@@ -94,6 +94,11 @@ class ContinuedPretrainingHyperparameters(Hyperparameters):
     """Training on every token of plain text."""
 
     train_on: Annotated[Auto | Literal["all"], useless("Of a text every token is trained.", "auto", "all")] = "auto"
+    embedding_learning_rate: Annotated[float, Field(gt=0, le=HIGHEST_LEARNING_RATE)] | None = Field(
+        None,
+        description="A rate of their own for the embeddings and the output layer, where they are trained; the rate of"
+        " the rest when absent.",
+    )
 
 
 _WHOLE_ROWS = useless("Preferences are compared row by row, so they are not packed.", "auto", False)

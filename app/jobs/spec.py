@@ -4,6 +4,8 @@ It is the create body of OpenAI's fine-tuning API plus `tuning`, `evaluation` an
 the service knows but does not offer yet are refused by name, never ignored.
 """
 
+import math
+import re
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -20,8 +22,21 @@ from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from app.files.spec import Auto, HoldoutShare
-from app.jobs.methods import LARGEST_BATCH, LARGEST_MICRO_BATCH, Hyperparameters, KtoHyperparameters, Method
+from app.jobs.methods import (
+    LARGEST_BATCH,
+    LARGEST_MICRO_BATCH,
+    ContinuedPretrainingHyperparameters,
+    Hyperparameters,
+    KtoHyperparameters,
+    Method,
+)
 from app.jobs.parts import SpecPart, Text, only
+
+LARGEST_RANK = 512
+LARGEST_ALPHA = 4096
+EMBEDDINGS = frozenset({"embed_tokens", "embed_in", "wte", "word_embeddings"})
+HEADS = frozenset({"lm_head", "embed_out"})
+"""What families call the two layers with a vector for each word."""
 
 
 class FullTuning(SpecPart):
@@ -30,21 +45,102 @@ class FullTuning(SpecPart):
     type: Literal["full"] = "full"
 
 
+INITIALISATIONS = r"^(pissa(_niter_[1-9][0-9]?)?|olora|loftq)$"
+
+
+def _an_initialisation(given: object) -> object:
+    if given is True or (isinstance(given, str) and re.match(INITIALISATIONS, given)):
+        return given
+    raise PydanticCustomError(
+        "not_offered",
+        'Not offered: send true, "pissa", "pissa_niter_N" with an N from 1 to 99 such as 16, "olora", or of qlora'
+        ' "loftq".',
+        {},
+    )
+
+
 class LoraTuning(SpecPart):
     """An adapter of low rank moves, over a frozen base; see `peft.LoraConfig`."""
 
     type: Literal["lora"] = "lora"
-    r: Auto | Annotated[int, Field(ge=1, le=512)] = Field("auto", description="Rank of the update matrices.")
-    lora_alpha: Auto | Annotated[int, Field(ge=1, le=4096)] = Field("auto", description="Scale: alpha / r.")
+    r: Auto | Annotated[int, Field(ge=1, le=LARGEST_RANK)] = Field("auto", description="Rank of the update matrices.")
+    lora_alpha: Auto | Annotated[int, Field(ge=1, le=LARGEST_ALPHA)] = Field("auto", description="Scale: alpha / r.")
     lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     target_modules: Literal["all-linear"] | Annotated[list[Text], Field(min_length=1, max_length=64)] = "all-linear"
-    modules_to_save: Annotated[list[str], only([])] = Field([])
+    modules_to_save: Annotated[list[Text], Field(max_length=64)] = Field(
+        [],
+        description="Modules of the base that are trained whole beside the adapter and saved with it, such as"
+        " `embed_tokens` and `lm_head` for new words.",
+    )
     use_dora: bool = Field(False, description="Train the length of each weight's columns beside their direction.")
     use_rslora: bool = Field(False, description="Scale by alpha / √r, which keeps high ranks learning.")
-    init_lora_weights: Annotated[bool | str, only(True)] = True
+    init_lora_weights: Annotated[
+        Literal[True] | Annotated[str, Field(pattern=INITIALISATIONS)], BeforeValidator(_an_initialisation)
+    ] = Field(
+        True,
+        description="What the adapter begins as. `true`: nothing. `pissa`, `olora`: a part of the base's own weights,"
+        " of lora alone; `pissa_niter_N` finds it faster, about. Their results are converted to the untouched base,"
+        " which doubles the rank. `loftq`: what 4 bits lose of the base, of qlora alone.",
+    )
     loraplus_lr_ratio: Annotated[float, Field(ge=1, le=100)] | None = Field(
         None, description="LoRA+: the rate of the B matrices over that of the A matrices; its paper advises 16."
     )
+
+    @model_validator(mode="after")
+    def a_module_is_trained_in_one_way(self) -> Self:
+        """Refuse what is to have an adapter and to be trained whole."""
+        both = [name for name in self.modules_to_save if name in self.target_modules]
+        if both and self.target_modules != "all-linear":
+            message = f"{', '.join(both)} is in target_modules too. Leave it out of one of the two."
+            raise PydanticCustomError("two_ways", "{message}", {"field": "modules_to_save", "message": message})
+        return self
+
+    @property
+    def words_to_save(self) -> frozenset[Literal["embeddings", "head"]]:
+        """Which of the two layers with a vector for each word `modules_to_save` names."""
+        last = {name.rsplit(".", 1)[-1] for name in self.modules_to_save}
+        named: dict[Literal["embeddings", "head"], bool] = {
+            "embeddings": bool(last & EMBEDDINGS),
+            "head": bool(last & HEADS),
+        }
+        return frozenset(layer for layer, is_named in named.items() if is_named)
+
+    @property
+    def takes_from_base(self) -> bool:
+        """Whether the adapter begins as a part of the base's weights, which the base lacks while it trains."""
+        return self.init_lora_weights not in (True, "loftq")
+
+    @property
+    def published(self) -> Self:
+        """What its result is: an adapter as any other. Of a resolved spec.
+
+        One that took from the base is given what it became and, negative, what it began as: twice the rank, at the
+        same scale, or with rsLoRA the one that a whole `lora_alpha` comes nearest to.
+        """
+        if not self.takes_from_base:
+            return self.model_copy(update={"init_lora_weights": True})
+        wider = math.sqrt(2) if self.use_rslora else 2
+        alpha = round(wider * resolved(self.lora_alpha))
+        return self.model_copy(update={"init_lora_weights": True, "r": 2 * resolved(self.r), "lora_alpha": alpha})
+
+    @model_validator(mode="after")
+    def its_beginning_is_possible(self) -> Self:
+        """Refuse an initialisation that does not go with the rest."""
+        begins, field, why = self.init_lora_weights, "init_lora_weights", None
+        if self.takes_from_base and self.type != "lora":
+            why = f"'{begins}' changes the base's weights, which have 4 bits here. Send type 'lora', or leave it out."
+        elif begins == "loftq" and self.type == "lora":
+            why = "'loftq' makes up for the 4 bits of qlora. Send type 'qlora', or leave it out."
+        elif begins is not True and self.use_dora:
+            why = f"'{begins}' does not go with use_dora. Leave one of the two out."
+        else:
+            for name, given, most in (("r", self.r, LARGEST_RANK), ("lora_alpha", self.lora_alpha, LARGEST_ALPHA)):
+                if self.takes_from_base and given != "auto" and 2 * given > most:
+                    field = name
+                    why = f"With '{begins}' the result has twice as much: send at most {most // 2}."
+        if why is not None:
+            raise PydanticCustomError("impossible_beginning", "{message}", {"field": field, "message": why})
+        return self
 
 
 class QloraTuning(LoraTuning):
@@ -213,6 +309,26 @@ class JobSpec(SpecPart):
                 message = f"batch_size {batch_size} is not a multiple of {name} {part}. Leave one of them 'auto'."
                 raise PydanticCustomError("inconsistent_batch", "{message}", {"field": field, "message": message})
         return self
+
+    @model_validator(mode="after")
+    def a_rate_of_embeddings_has_embeddings(self) -> Self:
+        """Refuse a rate for what is not trained."""
+        given = self.hyperparameters
+        if not isinstance(given, ContinuedPretrainingHyperparameters) or given.embedding_learning_rate is None:
+            return self
+        if isinstance(self.tuning, FullTuning) or (isinstance(self.tuning, LoraTuning) and self.tuning.words_to_save):
+            return self
+        message = (
+            "Embeddings are not trained by this adapter. Name them in tuning.modules_to_save, such as"
+            " ['embed_tokens', 'lm_head'], or send tuning.type 'full'."
+        )
+        field = self.param("embedding_learning_rate")
+        raise PydanticCustomError("no_embeddings", "{message}", {"field": field, "message": message})
+
+    @property
+    def published_tuning(self) -> FullTuning | LoraTuning | QloraTuning:
+        """What its result is."""
+        return self.tuning.published if isinstance(self.tuning, LoraTuning) else self.tuning
 
     @property
     def hyperparameters(self) -> Hyperparameters:

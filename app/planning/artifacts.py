@@ -32,7 +32,9 @@ def adapter_bytes(spec: JobSpec, shape: ModelShape, setup: TrainingSetup, tensor
     trained = trained_params(shape, setup)
     if shape.num_experts:
         return int(4 * trained + 100 * 2 * len(setup.targets) * shape.num_layers)
-    made = dict(_of_adapter(spec.tuning, tensors or _like_llama(shape), family))
+    made = dict(_of_adapter(spec.tuning.published, tensors or _like_llama(shape), family))
+    if shape.tied_embeddings and setup.trains_head:  # PEFT writes the one weight twice
+        made["base_model.model.lm_head.weight"] = (shape.vocab_size, shape.hidden_size)
     if setup.scores:
         made["base_model.model.score.weight"] = (1, shape.hidden_size)
     return safetensors_bytes(made)
@@ -67,7 +69,8 @@ def scratch_bytes(shape: ModelShape, setup: TrainingSetup, result: int) -> int:
 
 def stored_bytes(spec: JobSpec, shape: ModelShape, setup: TrainingSetup, result: int, steps: int) -> int:
     """Of the storage: the result, and the model of each checkpoint; of a full model those are in fp32."""
-    weights = trained_params(shape, setup) * BYTES["fp32"] + ALL_BUT_WEIGHTS
+    taken = isinstance(spec.tuning, LoraTuning) and spec.tuning.takes_from_base
+    weights = trained_params(shape, setup) * BYTES["fp32"] * (2 if taken else 1) + ALL_BUT_WEIGHTS
     return int(result + checkpoints(spec, steps) * weights)
 
 
@@ -82,8 +85,11 @@ def checkpoints(spec: JobSpec, steps: int) -> int:
 def _of_adapter(tuning: LoraTuning, tensors: Tensors, family: str) -> Iterable[tuple[str, tuple[int, ...]]]:
     rank = resolved(tuning.r)
     for name, size in tensors.items():
-        module = name.removesuffix(".weight")
-        if len(size) != 2 or module == name or NOT_LINEAR.search(module) or not _is_target(module, tuning):
+        module, _, of_it = name.rpartition(".")
+        if _is_named(module, tuning.modules_to_save):
+            yield f"base_model.model.{name}", size
+            continue
+        if len(size) != 2 or of_it != "weight" or NOT_LINEAR.search(module) or not _is_target(module, tuning):
             continue
         outputs, inputs = reversed(size) if family in TRANSPOSED else size
         yield f"base_model.model.{module}.lora_A.weight", (rank, inputs)
@@ -95,11 +101,17 @@ def _of_adapter(tuning: LoraTuning, tensors: Tensors, family: str) -> Iterable[t
 def _is_target(module: str, tuning: LoraTuning) -> bool:
     if tuning.target_modules == "all-linear":
         return True
-    return any(module == wanted or module.endswith(f".{wanted}") for wanted in tuning.target_modules)
+    return _is_named(module, tuning.target_modules)
+
+
+def _is_named(module: str, names: Iterable[str]) -> bool:
+    return any(module == wanted or module.endswith(f".{wanted}") for wanted in names)
 
 
 def _like_llama(shape: ModelShape) -> Tensors:
-    return {
+    words = (shape.vocab_size, shape.hidden_size)
+    ends = {"model.embed_tokens.weight": words} | ({} if shape.tied_embeddings else {"lm_head.weight": words})
+    return ends | {
         f"model.layers.{layer}.{part}.{name}.weight": (outputs, inputs)
         for layer in range(shape.num_layers)
         for part, layers in LLAMA_LAYERS.items()

@@ -105,6 +105,7 @@ def warnings(spec: JobSpec, facts: Facts) -> list[Guardrail]:
         )
     if isinstance(spec.tuning, LoraTuning):
         found.extend(_rank_warnings(spec.tuning))
+        found.extend(_beginning_warnings(spec.tuning))
     if facts.rows is not None and facts.tokens is not None:
         found.extend(_data_warnings(spec, facts, facts.rows, facts.tokens))
     if recipes.gives_batch_numbers(spec):
@@ -178,6 +179,21 @@ def _rank_warnings(tuning: LoraTuning) -> list[Guardrail]:
             )
         )
     return found
+
+
+def _beginning_warnings(tuning: LoraTuning) -> list[Guardrail]:
+    if not tuning.takes_from_base:
+        return []
+    rank = LORA_R if tuning.r == "auto" else tuning.r
+    return [
+        Guardrail(
+            "rank_doubles",
+            f"'{tuning.init_lora_weights}' changes the base while it trains. The result is converted to the untouched"
+            f" base, as an adapter of rank {2 * rank}: its file is twice as large.",
+            "tuning.init_lora_weights",
+            f"Leave it out for a result of rank {rank}.",
+        )
+    ]
 
 
 def _packing_warnings(spec: JobSpec, facts: Facts) -> list[Guardrail]:

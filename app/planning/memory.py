@@ -137,8 +137,12 @@ class TrainingSetup:
     mask_bytes: float = 1.0
     """A number that dropout may drop; on a CPU, PyTorch's mask is as wide as the number."""
     use_dora: bool = False
-    trains_vocabulary: bool = False
-    """`modules_to_save` with the embeddings and the output layer: copies of both, trained whole."""
+    trains_embeddings: bool = False
+    """`modules_to_save` with the embeddings: a copy of them, trained whole."""
+    trains_head: bool = False
+    """The same of the output layer. Where it is the embeddings, either is a copy of both."""
+    saved_params: int = 0
+    """Of other modules that are trained whole, likewise copies."""
     checkpointing: bool = False
     offloads_activations: bool = False
     """The inputs of blocks wait in host memory."""
@@ -181,7 +185,7 @@ class TrainingSetup:
     @property
     def moves_vocabulary(self) -> bool:
         """Whether the output layer's own weights are trained."""
-        return self.tuning == "full" or self.trains_vocabulary
+        return self.tuning == "full" or self.trains_head
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,7 +231,8 @@ def trained_params(shape: ModelShape, setup: TrainingSetup) -> int:
         per_block -= max(0, shared) * setup.rank * shape.linear(group[0])[0]
     head = _adapter(shape, setup, "head") if "head" in setup.targets else 0
     tied = shape.tied_embeddings and not setup.unties_embeddings
-    saved = shape.vocabulary_params * (1 if tied else 2) if setup.trains_vocabulary else 0
+    vocabularies = setup.trains_embeddings + setup.trains_head
+    saved = shape.vocabulary_params * (min(vocabularies, 1) if tied else vocabularies) + setup.saved_params
     scores = shape.hidden_size if setup.scores else 0
     return per_block * shape.num_layers + head + saved + scores
 
@@ -382,7 +387,7 @@ def _weights(shape: ModelShape, setup: TrainingSetup) -> tuple[float, float]:
 
 def _largest_gradient(shape: ModelShape, setup: TrainingSetup) -> float:
     """Of one parameter: the output layer's comes first, and is the largest in most models."""
-    if setup.moves_vocabulary:
+    if setup.moves_vocabulary or setup.trains_embeddings:
         return max(shape.vocabulary_params, _size(shape, "up")) * BYTES[setup.trained]
     return 0.0
 
@@ -419,7 +424,8 @@ def _copies(shape: ModelShape, setup: TrainingSetup) -> float:
 
 def _stream(setup: TrainingSetup) -> float:
     """Bytes a number of what goes from block to block: under autocast what the embeddings have."""
-    return 4.0 if setup.autocast and setup.weights == "fp32" else BYTES[setup.compute]
+    wide = setup.weights == "fp32" or (setup.trains_embeddings and setup.trained == "fp32")
+    return 4.0 if setup.autocast and wide else BYTES[setup.compute]
 
 
 def _loss(shape: ModelShape, setup: TrainingSetup) -> float:

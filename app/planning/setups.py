@@ -1,9 +1,10 @@
 """How our trainer trains a resolved spec, in the formula's terms: what `worker/training/configs.py` asks of TRL."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypedDict
 
-from app.jobs.spec import JobSpec, LoraTuning, QloraTuning, resolved
+from app.jobs.spec import JobSpec, LoraTuning, QloraTuning, Tuning, resolved
 from app.planning.memory import ATTENTION, FULL_LOSS, ModelShape, Role, TrainingSetup, Weights
 
 STATES = {
@@ -59,6 +60,14 @@ class Device:
     precision: Literal["bf16", "fp32"]
 
 
+class Saved(TypedDict, total=False):
+    """Those fields of a setup that `modules_to_save` decides."""
+
+    trains_embeddings: bool
+    trains_head: bool
+    saved_params: int
+
+
 def setup_of(spec: JobSpec, shape: ModelShape, device: Device) -> TrainingSetup:
     """The step of a resolved spec. Raises `TypeError` for one that is not resolved."""
     given, tuning = spec.hyperparameters, spec.tuning
@@ -78,6 +87,7 @@ def setup_of(spec: JobSpec, shape: ModelShape, device: Device) -> TrainingSetup:
         step_bytes=step if device.kind == "cuda" else 0.0,  # on a CPU torch goes parameter by parameter
         states_in_host_memory=given.optim.startswith("paged") and device.kind == "cuda",
         accumulates=resolved(given.gradient_accumulation_steps) > 1,
+        **_saved(tuning, shape),
         rank=resolved(tuning.r) if isinstance(tuning, LoraTuning) else 0,
         targets=targets_of(tuning, shape) if isinstance(tuning, LoraTuning) else frozenset(),
         dropout=isinstance(tuning, LoraTuning) and tuning.lora_dropout > 0,
@@ -97,7 +107,30 @@ def setup_of(spec: JobSpec, shape: ModelShape, device: Device) -> TrainingSetup:
 
 def targets_of(tuning: LoraTuning, shape: ModelShape) -> frozenset[Role]:
     """Which layers get an adapter."""
-    if tuning.target_modules == "all-linear":
-        return frozenset((*ATTENTION, *shape.mlp))
-    named = {role for name in tuning.target_modules for role in ROLES.get(name.rsplit(".", 1)[-1], ())}
-    return frozenset(named & {*ATTENTION, *shape.mlp})
+    layers = frozenset((*ATTENTION, *shape.mlp)) - _roles(tuning.modules_to_save)
+    return layers if tuning.target_modules == "all-linear" else layers & _roles(tuning.target_modules)
+
+
+def _roles(names: Iterable[str]) -> frozenset[Role]:
+    return frozenset(role for name in names for role in ROLES.get(name.rsplit(".", 1)[-1], ()))
+
+
+def _saved(tuning: Tuning, shape: ModelShape) -> Saved:
+    """What is trained whole beside an adapter: by names that linear layers and norms have, in all blocks alike."""
+    if not isinstance(tuning, LoraTuning):
+        return {}
+    named, tied = tuning.words_to_save, shape.tied_embeddings
+    roles = _roles(tuning.modules_to_save) & {*ATTENTION, *shape.mlp}
+    params = sum(inputs * outputs for inputs, outputs in map(shape.linear, roles)) * shape.num_layers
+    vector = shape.hidden_size * (1 if shape.norm == "rms" else 2)
+    for name in tuning.modules_to_save:
+        last = name.rsplit(".", 1)[-1]
+        if "norm" in last or last.startswith("ln_"):
+            params += vector * (
+                1 if last in ("norm", "ln_f", "final_layer_norm", "final_layernorm") else shape.num_layers
+            )
+    return {
+        "trains_embeddings": "embeddings" in named or (tied and bool(named)),
+        "trains_head": "head" in named or (tied and bool(named)),
+        "saved_params": params,
+    }

@@ -45,7 +45,12 @@ def _training(manifest: Manifest) -> list[str]:
     spec, report, given = manifest.spec, manifest.report, manifest.spec.hyperparameters
     shape = ""
     if isinstance(spec.tuning, LoraTuning):
-        shape = f", r = {spec.tuning.r}, alpha = {spec.tuning.lora_alpha}, on {spec.tuning.target_modules}"
+        result = spec.tuning.published
+        shape = f", r = {result.r}, alpha = {result.lora_alpha}, on {result.target_modules}"
+        if spec.tuning.takes_from_base:
+            shape += f" ({spec.tuning.init_lora_weights} of r = {spec.tuning.r}, converted to the untouched base)"
+        if result.modules_to_save:
+            shape += f", with {', '.join(result.modules_to_save)} trained whole"
     rows = [
         ("method", f"{spec.method.type}, {spec.tuning.type}{shape}"),
         ("job", f"`{manifest.job_id}`"),

@@ -25,7 +25,7 @@ def register(session: Session, manifest: Manifest, *, manifest_sha256: str) -> R
         kind=manifest.kind,
         base=manifest.base.model_dump(),
         method=spec.method.type,
-        tuning=spec.tuning.model_dump(mode="json"),
+        tuning=spec.published_tuning.model_dump(mode="json"),
         trained_parameters=report.trained_parameters,
         all_parameters=report.all_parameters,
         bytes=manifest.bytes,

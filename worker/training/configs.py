@@ -3,6 +3,7 @@
 Every number comes from the spec; several of TRL's defaults differ from it (bf16, checkpointing, rates, lengths).
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,11 @@ from app.planning import recipes
 from worker.training.device import Device
 
 
-def lora_config(spec: JobSpec, tuning: LoraTuning) -> LoraConfig:
-    """The adapter's shape. `r` and `lora_alpha` are numbers: the spec is resolved."""
+def lora_config(spec: JobSpec, tuning: LoraTuning, whole: Sequence[str] = (), *, tied: bool = False) -> LoraConfig:
+    """The adapter's shape. `r` and `lora_alpha` are numbers: the spec is resolved.
+
+    `whole`: the base's names for `modules_to_save`. `tied`: they have embeddings that are the output layer too.
+    """
     return LoraConfig(
         # Of a reward model PEFT trains and saves the new output layer too.
         task_type=TaskType.SEQ_CLS if spec.method.type == "reward" else TaskType.CAUSAL_LM,
@@ -34,7 +38,9 @@ def lora_config(spec: JobSpec, tuning: LoraTuning) -> LoraConfig:
         target_modules=tuning.target_modules,
         use_dora=tuning.use_dora,
         use_rslora=tuning.use_rslora,
-        init_lora_weights=tuning.init_lora_weights,
+        init_lora_weights=tuning.init_lora_weights if tuning.init_lora_weights != "loftq" else True,
+        modules_to_save=list(whole) or None,
+        ensure_weight_tying=tied,
     )
 
 

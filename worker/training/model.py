@@ -18,11 +18,11 @@ from transformers import (
 from transformers.pytorch_utils import Conv1D
 
 from app.jobs.prepared import BaseIdentity
-from app.jobs.spec import JobSpec, QloraTuning, resolved
+from app.jobs.spec import JobSpec, LoraTuning, QloraTuning, resolved
 from worker.training import configs
 from worker.training.base import locate_again, require_same
 from worker.training.device import Device
-from worker.training.failures import PackingNotSupported, TargetModulesUnusable
+from worker.training.failures import PackingNotSupported, SpecUnusable, TargetModulesUnusable
 
 PROBE_TOKENS = 16
 """Of each of the two rows that show whether a model keeps the rows of a pack apart."""
@@ -83,6 +83,36 @@ def require_target_modules(model: PreTrainedModel, wanted: str | list[str]) -> N
         )
 
 
+def modules_to_save(model: PreTrainedModel, tuning: LoraTuning) -> tuple[list[str], bool]:
+    """Names by which PEFT finds the modules to train whole, and no others; whether embeddings among them are tied.
+
+    Names match whole or as the end of a path; PEFT would take `norm` for `input_layernorm` too. Raises `SpecUnusable`
+    for those the base does not have, and for weights that would not be trained, or not be what they are called.
+    """
+    param = "tuning.modules_to_save"
+    holders = {name: part for name, part in model.named_modules() if any(True for _ in part.parameters(recurse=False))}
+    names: list[str] = []
+    for wanted in tuning.modules_to_save:
+        found = [name for name in holders if name == wanted or name.endswith(f".{wanted}")]
+        if not found:
+            known = ", ".join(sorted({name.rsplit(".", 1)[-1] for name in holders}))
+            raise SpecUnusable(param, f"The base model has no modules with weights named {wanted}. It has: {known}.")
+        if any(isinstance(holders[name], Linear4bit) for name in found):
+            message = f"{wanted} is in 4 bits, which cannot be trained. Leave it out, or send tuning.type 'lora'."
+            raise SpecUnusable(param, message)
+        everywhere = [name for name, _ in model.named_modules() if name.endswith(wanted)]
+        names.extend([wanted] if everywhere == found else found)
+    whole = [part for name, part in holders.items() if any(name.endswith(one) for one in names)]
+    embeddings, head = model.get_input_embeddings(), model.get_output_embeddings()
+    if head is None or head.weight is not embeddings.weight:
+        return names, False
+    if head in whole and embeddings not in whole:
+        own = next(name for name, part in holders.items() if part is embeddings).rsplit(".", 1)[-1]
+        message = f"Of this base the output layer is the embeddings. Name {own}, which trains both as one."
+        raise SpecUnusable(param, message)
+    return names, embeddings in whole
+
+
 def require_rows_kept_apart(trainer: Trainer) -> None:
     """Refuse a model for packs that lets a row see the one before it. Raises `PackingNotSupported`.
 
@@ -129,7 +159,9 @@ def keep_4bit_weights_as_they_are(model: torch.nn.Module) -> None:
 
 
 def keep_adapter_in_fp32(model: torch.nn.Module) -> None:
-    """TRL casts a QLoRA adapter to bf16, where small updates are rounded away; the recipe keeps it in fp32."""
+    """TRL casts a QLoRA adapter to bf16, and PEFT copies modules to train whole as the base has them: small updates
+    are rounded away there, so the recipe keeps what is trained in fp32.
+    """
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()

@@ -19,8 +19,8 @@ from safetensors import safe_open
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 
 from app.jobs.prepared import Prepared
-from app.jobs.spec import JobSpec
-from worker.training import checkpoints
+from app.jobs.spec import JobSpec, LoraTuning
+from worker.training import checkpoints, initial
 from worker.training import model as models
 from worker.training.callbacks import Progress
 from worker.training.checkpoints import Checkpoint
@@ -72,6 +72,7 @@ class Result:
                 (arriving / path.name).write_text(json.dumps(named, indent=2))
             elif path.suffix in OF_A_MODEL and path.name not in OF_THE_TRAINER:
                 os.link(path, arriving / path.name)
+        self._give_back(arriving)
         (arriving / "job.json").write_text(self.spec.model_dump_json(indent=2))
         metrics = self._measured() | {"checkpoint": self._at_this_step()}
         (arriving / "metrics.json").write_text(json.dumps(metrics, indent=2))
@@ -132,7 +133,13 @@ class Result:
             setattr(trained.peft_config["default"], name, value)
         trained.save_pretrained(folder, save_embedding_layers=False, selected_adapters=["default"])  # and no reference
         (folder / "README.md").unlink(missing_ok=True)  # the registry writes the card, from what it knows
+        self._give_back(folder)
         return {}
+
+    def _give_back(self, folder: Path) -> None:
+        """What a saved adapter has of the base's weights, so that it is one for the base as it is published."""
+        if isinstance(self.spec.tuning, LoraTuning) and self.spec.tuning.takes_from_base:
+            initial.convert(folder, Path(self.trainer.args.output_dir) / initial.FILE, self.spec.tuning)
 
 
 def _save_full(folder: Path, trained: PreTrainedModel, base: Path) -> dict[str, float]:

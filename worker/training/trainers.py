@@ -17,6 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallba
 from trl import DPOTrainer, KTOTrainer, RewardTrainer, SFTTrainer
 
 from app.jobs.methods import (
+    ContinuedPretrainingHyperparameters,
     DpoHyperparameters,
     KtoHyperparameters,
     OrpoHyperparameters,
@@ -24,9 +25,9 @@ from app.jobs.methods import (
     SimpoHyperparameters,
 )
 from app.jobs.spec import JobSpec, LoraTuning, QloraTuning, resolved
-from worker.training import configs, data, model
+from worker.training import configs, data, initial, model
 from worker.training.device import Device
-from worker.training.failures import MethodNotSupported
+from worker.training.failures import MethodNotSupported, SpecUnusable
 
 
 def build(
@@ -40,32 +41,42 @@ def build(
     """The trainer of a resolved spec. `parent`: the folder of an adapter that goes on training.
 
     Raises `TargetModulesUnusable`, `PackingNotSupported` where the base would mix the rows of a pack, and
-    `MethodNotSupported` where the installed TRL has no trainer for the method.
+    `MethodNotSupported` where the installed TRL has no trainer for the method; `SpecUnusable` for what the base's own
+    modules do not allow.
     """
     tuning = spec.tuning if isinstance(spec.tuning, LoraTuning) else None
     if tuning is not None:
         model.require_target_modules(base_model, tuning.target_modules)
     validation = work_dir / "validation.arrow"
+    given: dict[str, Any] = {
+        "model": base_model,
+        "processing_class": tokenizer,
+        "train_dataset": data.rows_of(work_dir / "train.arrow"),
+        "eval_dataset": data.rows_of(validation) if validation.exists() else None,
+        "peft_config": None,
+    }
+    if tuning is not None:
+        whole, tied = model.modules_to_save(base_model, tuning)
+        given["peft_config"] = configs.lora_config(spec, tuning, whole, tied=tied)
+        if tuning.init_lora_weights is not True:
+            given = _adapted(spec, given, began=work_dir / "checkpoints" / initial.FILE)
     trainer = _of_method(
         spec,
         machine,
         work_dir / "checkpoints",
-        {
-            "model": base_model,
-            "processing_class": tokenizer,
-            "train_dataset": data.rows_of(work_dir / "train.arrow"),
-            "eval_dataset": data.rows_of(validation) if validation.exists() else None,
-            "peft_config": configs.lora_config(spec, tuning) if tuning is not None else None,
-        },
+        given,
         parent,
     )
     trainer.remove_callback(PrinterCallback)  # it prints to standard output, where the messages go by hand
-    if isinstance(tuning, QloraTuning):
+    if isinstance(tuning, QloraTuning) or (tuning is not None and tuning.modules_to_save):
         model.keep_adapter_in_fp32(trainer.model)
     if parent is not None:
         model.go_on_from(trainer.model, parent)
     if tuning is not None and tuning.loraplus_lr_ratio is not None:
         trainer.optimizer = loraplus_optimizer(trainer, tuning.loraplus_lr_ratio)
+    own = spec.hyperparameters
+    if isinstance(own, ContinuedPretrainingHyperparameters) and own.embedding_learning_rate is not None:
+        trainer.optimizer = with_rate_of_embeddings(trainer, own.embedding_learning_rate, spec)
     if spec.hyperparameters.packing:
         model.require_rows_kept_apart(trainer)
     return trainer
@@ -157,12 +168,17 @@ def _with_reference(spec: JobSpec, given: dict[str, Any], parent: Path | None) -
     return adapted
 
 
-def _adapted(spec: JobSpec, given: dict[str, Any]) -> dict[str, Any]:
-    """The same with the adapter made here, by the same random numbers."""
+def _adapted(spec: JobSpec, given: dict[str, Any], *, began: Path | None = None) -> dict[str, Any]:
+    """The same with the adapter made here, by the same random numbers. `began`: see `initial.begun`."""
     if given["peft_config"] is None:
         return given
     set_seed(resolved(spec.seed))
-    return {**given, "model": get_peft_model(given["model"], given["peft_config"]), "peft_config": None}
+    if began is not None:
+        assert isinstance(spec.tuning, LoraTuning)  # noqa: S101  nothing else begins
+        adapter = initial.begun(given["model"], given["peft_config"], spec.tuning, began)
+    else:
+        adapter = get_peft_model(given["model"], given["peft_config"])
+    return {**given, "model": adapter, "peft_config": None}
 
 
 def _experimental(
@@ -205,4 +221,20 @@ def loraplus_optimizer(trainer: Trainer, ratio: float) -> Optimizer:
     made: Optimizer = create_loraplus_optimizer(
         trainer.model, kind, loraplus_lr_ratio=ratio, loraplus_weight_decay=decay, **options
     )
+    return made
+
+
+def with_rate_of_embeddings(trainer: Trainer, rate: float, spec: JobSpec) -> Optimizer:
+    """The trainer's optimizer, with a group of their own for embeddings and output layer. Raises `SpecUnusable`."""
+    layers = [trainer.model.get_input_embeddings(), trainer.model.get_output_embeddings()]
+    ours = {id(one): one for layer in layers if layer is not None for one in layer.parameters() if one.requires_grad}
+    if not ours:
+        message = "The modules to save have neither embeddings nor output layer. Leave it out, or name them there."
+        raise SpecUnusable(spec.param("embedding_learning_rate"), message)
+    made: Optimizer = trainer.create_optimizer()
+    for group in list(made.param_groups):
+        moved = [one for one in group["params"] if id(one) in ours]
+        group["params"] = [one for one in group["params"] if id(one) not in ours]
+        if moved:
+            made.add_param_group({**group, "params": moved, "lr": rate})
     return made

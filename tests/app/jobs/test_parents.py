@@ -39,6 +39,21 @@ def test_an_adapter_goes_on_with_the_shape_it_has(client: TestClient, adapter: s
     assert (job["tuning"]["r"], job["tuning"]["target_modules"]) == (8, ["q_proj", "v_proj"])
 
 
+def test_one_that_began_in_the_base_goes_on_with_the_rank_it_was_published_with(
+    client: TestClient, session: Session, project: Project
+) -> None:
+    with session.begin():
+        tuning = {"type": "lora", "r": 8, "lora_alpha": 16, "init_lora_weights": "pissa"}
+        make_queued_job(session, project, tuning=tuning)
+        claim = take(session)
+        row = registry.register(session, make_manifest(session, claim, ADAPTER), manifest_sha256="6" * 64)
+        lifecycle.succeed(session, claim, row, trained_tokens=4, result_files=[])
+    tuning = create(client, ADAPTER).json()["tuning"]
+    assert (tuning["r"], tuning["lora_alpha"], tuning["init_lora_weights"]) == (16, 32, True)
+    error = create(client, ADAPTER, tuning={"type": "lora", "r": 8}).json()["error"]
+    assert (error["param"], "trained with r 16" in error["message"]) == ("tuning.r", True)
+
+
 def test_its_base_may_be_in_4_bits_this_time(client: TestClient, adapter: str) -> None:
     tuning = create(client, adapter, tuning={"type": "qlora", "r": 8}).json()["tuning"]
     assert (tuning["type"], tuning["r"]) == ("qlora", 8)

@@ -37,6 +37,14 @@ def of_(method: str) -> str:
     return f"method.{method}.hyperparameters"
 
 
+def lora(kind: str = "lora", **block: Any) -> dict[str, Any]:
+    return {"tuning": {"type": kind, **block}}
+
+
+def pretraining() -> dict[str, Any]:
+    return of("continued_pretraining", embedding_learning_rate=1e-5)
+
+
 def refusal(body: dict[str, Any]) -> tuple[str | None, str]:
     """Param and message, as the API answers them."""
     whole = {"model": "tiny", "training_file": "file-1", **body}
@@ -87,7 +95,25 @@ def test_old_hyperparameters_are_the_supervised_block() -> None:
         ({"modle": "x"}, "modle", "Did you mean 'model'?"),
         ({"status": "succeeded"}, "status", "Unknown field 'status'"),
         ({"trust_remote_code": True}, "trust_remote_code", "Unknown field"),
-        ({"tuning": {"type": "lora", "init_lora_weights": "pissa"}}, "tuning.init_lora_weights", "Not offered"),
+        (lora(init_lora_weights="eva"), "tuning.init_lora_weights", "Not offered: send true, "),
+        (lora(init_lora_weights="pissa_niter_0"), "tuning.init_lora_weights", "with an N from 1 to 99"),
+        (lora(init_lora_weights=1), "tuning.init_lora_weights", "Not offered"),
+        (lora("qlora", init_lora_weights="pissa"), "tuning.init_lora_weights", "4 bits here. Send type 'lora'"),
+        (lora("qlora", init_lora_weights="olora"), "tuning.init_lora_weights", "4 bits here. Send type 'lora'"),
+        (lora(init_lora_weights="pissa", use_dora=True), "tuning.init_lora_weights", "does not go with use_dora"),
+        (lora(init_lora_weights="loftq"), "tuning.init_lora_weights", "Send type 'qlora'"),
+        (lora("qlora", init_lora_weights="loftq", use_dora=True), "tuning.init_lora_weights", "with use_dora"),
+        (lora(init_lora_weights="olora", r=257), "tuning.r", "twice as much: send at most 256"),
+        (lora(init_lora_weights="pissa", lora_alpha=2049), "tuning.lora_alpha", "send at most 2048"),
+        (lora(modules_to_save=["q_proj"], target_modules=["q_proj"]), "tuning.modules_to_save", "in target_modules"),
+        (lora(modules_to_save=["a\n"]), "tuning.modules_to_save.0", "pattern"),
+        (pretraining(), f"{of_('continued_pretraining')}.embedding_learning_rate", "in tuning.modules_to_save"),
+        (
+            pretraining() | lora(modules_to_save=["norm"]),
+            f"{of_('continued_pretraining')}.embedding_learning_rate",
+            "or send tuning.type 'full'",
+        ),
+        (hyper(embedding_learning_rate=1e-5), f"{HYPER}.embedding_learning_rate", "Unknown field"),
         ({"tuning": {"type": "lora", "loraplus_lr_ratio": 0.5}}, "tuning.loraplus_lr_ratio", "greater than or equal"),
         (hyper(neftune_noise_alpha=0), f"{HYPER}.neftune_noise_alpha", "greater than 0"),
         ({"tuning": {"type": "full", "r": 8}}, "tuning.r", "Unknown field 'r'"),
@@ -132,6 +158,30 @@ def test_a_wrong_field_is_named_with_its_remedy(body: dict[str, Any], param: str
     refused_param, message = refusal(body)
     assert refused_param == param
     assert says in message
+
+
+def test_embeddings_that_are_trained_may_have_a_rate() -> None:
+    for tuning in ({"tuning": {"type": "full"}}, lora("qlora", modules_to_save=["model.embed_tokens"])):
+        asked = spec(**pretraining(), **tuning)
+        assert asked.hyperparameters.model_dump()["embedding_learning_rate"] == 1e-5
+
+
+@pytest.mark.parametrize(
+    ("block", "r", "alpha"),
+    [
+        ({"init_lora_weights": "pissa", "r": 8, "lora_alpha": 16}, 16, 32),
+        ({"init_lora_weights": "olora", "r": 256, "lora_alpha": 2048}, 512, 4096),
+        ({"init_lora_weights": "pissa_niter_16", "r": 8, "lora_alpha": 16, "use_rslora": True}, 16, 23),
+        ({"init_lora_weights": True, "r": 8, "lora_alpha": 16}, 8, 16),
+    ],
+)
+def test_a_result_is_an_adapter_as_any_other(block: dict[str, Any], r: int, alpha: int) -> None:
+    asked = spec(**lora(**block))
+    published = asked.published_tuning.model_dump()
+    assert published == asked.tuning.model_dump() | {"r": r, "lora_alpha": alpha, "init_lora_weights": True}
+    assert (
+        JobSpec.model_validate({**asked.model_dump(mode="json"), "tuning": published}).tuning.model_dump() == published
+    )
 
 
 def test_a_missing_field_is_named() -> None:

@@ -204,6 +204,9 @@ def test_a_resolved_spec_resolves_to_itself() -> None:
         ("qlora", {"r": 64}, "rslora_advised"),
         ("qlora", {"r": 64, "use_rslora": True}, None),
         ("lora", {"r": 63}, None),
+        ("lora", {"init_lora_weights": "pissa"}, "rank_doubles"),
+        ("lora", {"init_lora_weights": "olora", "r": 8}, "rank_doubles"),
+        ("qlora", {"init_lora_weights": "loftq"}, None),
     ],
 )
 def test_a_kind_of_adapter_that_does_not_suit_its_rank_is_warned_about(

@@ -8,8 +8,10 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from app.jobs.spec import JobSpec
+from app.planning import recipes
 from app.planning.memory import TrainingSetup, trained_params
-from app.planning.setups import targets_of
+from app.planning.recipes import Facts
+from app.planning.setups import Device, setup_of, targets_of
 from app.planning.shapes import NotPlannable, shape_of
 
 SMALL = {
@@ -82,6 +84,32 @@ def test_adapters_on_all_linear_layers_are_as_large_as_peft_makes_them(family: s
         model, LoraConfig(r=8, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM")
     )
     setup = TrainingSetup("lora", 1, 1, rank=8, targets=targets_of(spec.tuning, shape))
+    assert trained_params(shape, setup) == peft.get_nb_trainable_parameters()[0]
+
+
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`:UserWarning")
+@pytest.mark.parametrize("named", [["embed_tokens"], ["lm_head"], ["embed_tokens", "lm_head"], ["gate_proj", "norm"]])
+@pytest.mark.parametrize("tied", [True, False])
+def test_modules_that_are_trained_whole_are_as_large_as_peft_makes_them(named: list[str], tied: bool) -> None:
+    config = AutoConfig.for_model("llama", **SMALL, tie_word_embeddings=tied)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    shape = shape_of(config.to_dict())
+    tuning = {"type": "lora", "r": 8, "lora_alpha": 16, "modules_to_save": named}
+    spec = JobSpec.model_validate({"model": "m", "training_file": "f", "tuning": tuning})
+    resolved = recipes.resolve(spec, Facts(64, 64, "llama", 256, "cpu"))
+    peft = get_peft_model(
+        model,
+        LoraConfig(
+            r=8,
+            target_modules="all-linear",
+            init_lora_weights=False,
+            task_type="CAUSAL_LM",
+            modules_to_save=[name.replace("norm", "model.norm") for name in named],  # which it takes for all norms
+            ensure_weight_tying=tied and "embed_tokens" in named,
+        ),
+    )
+    setup = setup_of(resolved, shape, Device("cpu", "fp32"))
     assert trained_params(shape, setup) == peft.get_nb_trainable_parameters()[0]
 
 

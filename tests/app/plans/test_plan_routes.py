@@ -1,6 +1,7 @@
 """Plans over HTTP: exact counts, what fits here and elsewhere, what would make it fit, and what cannot be planned."""
 
 import json
+import shutil
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -108,6 +109,36 @@ def test_the_adapters_bytes_are_those_of_the_file_that_peft_writes(client: TestC
         with safe_open(file, framework="pt") as tensors:
             counts = [tensors.get_tensor(name).numel() for name in tensors.keys()]  # noqa: SIM118  not a dict
         assert found["trainable_params"] == sum(counts)
+
+
+@pytest.mark.parametrize(
+    ("tied", "named"),
+    [(True, ["embed_tokens"]), (False, ["embed_tokens"]), (False, ["lm_head"]), (False, ["embed_tokens", "lm_head"])],
+)
+def test_modules_that_are_trained_whole_count_in_the_adapters_bytes(
+    client: TestClient, tmp_path: Any, tied: bool, named: list[str]
+) -> None:
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    folder = tiny.make_base(get_settings().models / f"tied-{tied}", tied=tied)
+    found = plan(client, folder.name, tuning={"type": "lora", "r": 8, "modules_to_save": named})
+    config = LoraConfig(
+        task_type="CAUSAL_LM", r=8, target_modules="all-linear", modules_to_save=[*named], ensure_weight_tying=tied
+    )
+    adapter = get_peft_model(AutoModelForCausalLM.from_pretrained(folder), config)
+    adapter.save_pretrained(tmp_path)
+    assert found["adapter_bytes"] == (tmp_path / "adapter_model.safetensors").stat().st_size
+    assert found["trainable_params"] == adapter.get_nb_trainable_parameters()[0]
+    shutil.rmtree(folder)
+
+
+def test_an_adapter_that_begins_in_the_base_is_twice_as_large_when_it_is_published(client: TestClient) -> None:
+    usual, doubled = (plan(client, "tiny", tuning={"type": "lora", "r": rank}) for rank in (8, 16))
+    found = plan(client, "tiny", tuning={"type": "lora", "r": 8, "init_lora_weights": "pissa"})
+    assert found["adapter_bytes"] == doubled["adapter_bytes"]
+    assert found["trainable_params"] == usual["trainable_params"]
+    assert "rank_doubles" in [warning["code"] for warning in found["warnings"]]
 
 
 def test_a_files_tokens_are_estimated_until_they_are_counted(client: TestClient) -> None:

@@ -1,16 +1,19 @@
 """What only a GPU can show: `make test-gpu`."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
+from app.jobs.spec import JobSpec
 from tests import tiny
 from tests.worker.training.conftest import steps
 from worker import messages
 from worker.devices import device_of
-from worker.training import device, failures
+from worker.training import device, failures, model, trainers
 
 pytestmark = pytest.mark.gpu
 
@@ -37,6 +40,26 @@ def test_each_tuning_trains_by_its_recipe(make_job: Any, run: Any, tuning: str) 
     report = json.loads((work_dir / "result" / "metrics.json").read_text())
     assert report["device"] == torch.cuda.get_device_name()
     assert report["precision"] == device.find().precision
+
+
+def test_loftq_begins_nearer_to_the_base_than_its_4_bits(make_job: Any, run: Any, bases: Path) -> None:
+    """And its result is an adapter as any other, on the base in 4 bits."""
+    begun = {}
+    for begins in (True, "loftq"):
+        work_dir = make_job("qlora", block={"init_lora_weights": begins, "r": 16}, n_epochs=4)
+        spec, machine = JobSpec.model_validate_json((work_dir / "job.json").read_text()), device.find()
+        base, tokenizer = model.load(bases / "tiny", spec, machine)
+        begun[begins] = trainers.build(work_dir, spec, machine, base, tokenizer).model.eval()
+    whole = AutoModelForCausalLM.from_pretrained(bases / "tiny", dtype=machine.compute_dtype).to("cuda").eval()
+    words = torch.arange(3, 35, device="cuda")[None]
+    with torch.no_grad():
+        expected = whole(input_ids=words).logits.float()
+        off = {begins: (one(input_ids=words).logits.float() - expected).norm() for begins, one in begun.items()}
+    assert off["loftq"] < off[True]
+
+    said = run(work_dir)
+    assert steps(said)[-1].loss < steps(said)[0].loss - 0.3
+    assert json.loads((work_dir / "result" / "adapter_config.json").read_text())["init_lora_weights"] is True
 
 
 def test_stop_and_resume_has_the_losses_of_an_uninterrupted_run(make_job: Any, run: Any) -> None:

@@ -29,10 +29,16 @@ CONVERSATIONS = [{"prompt": row["messages"][:-1], "completion": row["messages"][
         ("lora", {"lora_dropout": 0.1}, PROMPTS, {}),
         ("lora", {}, PROMPTS, {"neftune_noise_alpha": 0.1}),
         ("full", {}, PROMPTS, {"neftune_noise_alpha": 5.0}),
+        ("lora", {"init_lora_weights": "pissa", "r": 8}, PROMPTS, {}),
+        ("lora", {"init_lora_weights": "pissa_niter_16", "r": 8, "use_rslora": True}, PROMPTS, {"learning_rate": 1e-3}),
+        ("lora", {"init_lora_weights": "olora", "r": 8}, PROMPTS, {"learning_rate": 1e-3}),
+        ("lora", {"modules_to_save": ["embed_tokens", "o_proj"]}, PROMPTS, {}),
+        ("qlora", {"modules_to_save": ["embed_tokens"]}, PROMPTS, {}),
     ],
     ids=[
         *("lora", "qlora", "full", "conversations", "DoRA", "DoRA in 4 bits", "rsLoRA", "LoRA+", "dropout"),
-        *("NEFTune", "NEFTune of all weights"),
+        *("NEFTune", "NEFTune of all weights", "PiSSA", "PiSSA, about", "OLoRA"),
+        *("modules trained whole", "modules trained whole over 4 bits"),
     ],
 )
 def test_every_step_has_the_loss_of_a_bare_trl_script(
@@ -73,6 +79,9 @@ def _bare(base: Path, work_dir: Path, out: Path) -> list[float]:
         ({"loraplus_lr_ratio": 4.0}, {}),
         ({"lora_dropout": 0.1}, {}),
         ({}, {"neftune_noise_alpha": 5.0}),
+        ({"init_lora_weights": "pissa"}, {}),
+        ({"init_lora_weights": "olora"}, {}),
+        ({"modules_to_save": ["embed_tokens"]}, {}),
     ],
     ids=str,
 )

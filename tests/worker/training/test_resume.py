@@ -77,8 +77,11 @@ def test_a_job_without_checkpoints_begins_at_the_beginning(tmp_path: Path) -> No
         ("qlora", {"lora_dropout": 0.2}, {}),
         ("full", {}, {"neftune_noise_alpha": 5.0}),
         ("lora", {"use_dora": True, "loraplus_lr_ratio": 4.0}, {}),
+        # The base lacks a part in the second attempt too.
+        ("lora", {"init_lora_weights": "pissa_niter_4", "r": 8, "lora_dropout": 0.2}, {}),
+        ("lora", {"init_lora_weights": "olora", "r": 8, "modules_to_save": ["embed_tokens"]}, {}),
     ],
-    ids=["lora", "qlora", "full", "DoRA and LoRA+"],
+    ids=["lora", "qlora", "full", "DoRA and LoRA+", "PiSSA", "OLoRA and modules trained whole"],
 )
 def test_stop_and_resume_has_the_losses_of_an_uninterrupted_run(
     make_job: Any, run: Any, tuning: str, block: dict[str, Any], chosen: dict[str, Any]

@@ -35,7 +35,15 @@ def test_the_result_has_the_weights_of_the_lowest_validation_loss(make_job: Any,
 
 
 @pytest.mark.parametrize(
-    ("method", "tuning"), [("dpo", "lora"), ("dpo", "full"), ("kto", "lora"), ("reward", "lora"), ("reward", "full")]
+    ("method", "tuning"),
+    [
+        ("dpo", "lora"),
+        ("reward", "full"),
+        *(
+            pytest.param(*each, marks=pytest.mark.long)
+            for each in (("dpo", "full"), ("kto", "lora"), ("reward", "lora"))
+        ),
+    ],
 )
 def test_other_methods_publish_their_best_as_well(make_job: Any, run: Any, method: str, tuning: str) -> None:
     rows, validation = tiny.preference_rows(16), TURNED
@@ -129,7 +137,9 @@ def test_training_ends_after_so_many_evaluations_without_a_lower_loss(make_job: 
 
 
 @pytest.mark.parametrize("eval_steps", [3, "auto"])
-@pytest.mark.parametrize("wished_at", [2, 3, 7, 11])  # in step 12, too, after which the run ends
+@pytest.mark.parametrize(
+    "wished_at", [2, 11, *(pytest.param(at, marks=pytest.mark.long) for at in (3, 7))]
+)  # in step 12, too, after which the run ends
 def test_a_run_that_was_stopped_ends_early_where_it_would_have(
     make_job: Any, run: Any, eval_steps: int | str, wished_at: int
 ) -> None:

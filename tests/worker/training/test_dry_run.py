@@ -97,7 +97,9 @@ def families(bases: Path) -> Path:
     return bases
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=[pytest.mark.long] * bool(at % 4)) for at, case in enumerate(CASES)], ids=str
+)
 def test_the_dry_run_takes_what_a_step_of_the_trainer_takes(
     families: Path, make_job: MakeJob, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, case: Case
 ) -> None:

@@ -43,7 +43,10 @@ def test_every_step_has_the_loss_of_the_librarys_own_trainer(
     assert ours[-1] < ours[0]
 
 
-@pytest.mark.parametrize("chosen", ["hinge", "ipo", "robust", "apo_zero", "sigmoid_norm"])
+@pytest.mark.parametrize(
+    "chosen",
+    ["hinge", "robust", *(pytest.param(one, marks=pytest.mark.long) for one in ("ipo", "apo_zero", "sigmoid_norm"))],
+)
 def test_dpo_has_the_losses_of_the_library_by_each_loss_type(
     make_job: Any, run: Any, bases: Path, tmp_path: Path, chosen: str
 ) -> None:

@@ -27,7 +27,7 @@ def untied(bases: Path) -> Path:
     return tiny.make_base(bases / "untied", dtype=torch.bfloat16, tied=False)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", ["fp32", pytest.param("bf16", marks=pytest.mark.long)])
 @pytest.mark.parametrize(
     ("base", "named", "saved"),
     [

@@ -129,7 +129,15 @@ def test_a_packed_run_goes_on_with_the_packs_that_are_left(make_job: Any, run: A
 
 
 @pytest.mark.parametrize(
-    ("method", "tuning"), [("dpo", "lora"), ("dpo", "full"), ("kto", "lora"), ("orpo", "lora"), ("reward", "full")]
+    ("method", "tuning"),
+    [
+        ("dpo", "lora"),
+        ("kto", "lora"),
+        *(
+            pytest.param(*each, marks=pytest.mark.long)
+            for each in (("dpo", "full"), ("orpo", "lora"), ("reward", "full"))
+        ),
+    ],
 )
 def test_other_methods_go_on_as_if_nothing_had_been(make_job: Any, run: Any, method: str, tuning: str) -> None:
     rows = tiny.unpaired_rows(16) if method == "kto" else tiny.preference_rows(16)

@@ -75,8 +75,8 @@ def test_the_formula_knows_what_a_step_of_the_trainer_takes(
     ("tuning", "precision"),
     [
         ("full", "fp32"),
-        ("qlora", "bf16"),
-        *(pytest.param(*each, marks=pytest.mark.long) for each in (("full", "bf16"), ("qlora", "fp32"))),
+        pytest.param("full", "bf16", marks=pytest.mark.long),
+        *(pytest.param("qlora", precision, marks=pytest.mark.long) for precision in ("fp32", "bf16")),
         *(pytest.param("lora", precision, marks=pytest.mark.long) for precision in ("fp32", "bf16")),
     ],
 )
@@ -95,7 +95,7 @@ def test_it_knows_what_a_step_of_every_method_takes(
     assert found.total == pytest.approx(counted, rel=0.10), found
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", ["fp32", pytest.param("bf16", marks=pytest.mark.long)])
 @pytest.mark.parametrize("method", ["orpo", "simpo"])
 def test_it_knows_what_logits_take_that_are_computed_at_once(
     tall: Path, make_job: MakeJob, monkeypatch: pytest.MonkeyPatch, precision: Precision, method: str
@@ -119,7 +119,7 @@ def counted_and_found(
     return peak, estimate(shape, setup)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", ["bf16", pytest.param("fp32", marks=pytest.mark.long)])
 @pytest.mark.parametrize("tuning", ["full", "lora", "qlora"])
 def test_it_knows_what_an_evaluation_takes(
     wide: Path, make_job: MakeJob, monkeypatch: pytest.MonkeyPatch, precision: Precision, tuning: str

@@ -481,6 +481,7 @@ def _step(
     loss: Any = _loss(trained, batch, machine)  # whose backward torch does not type
     _go_on(live, "loss again", "loss")
     loss.backward()
+    del loss  # whose graph holds the embeddings, and their gradient, where checkpointing asks for one
     _go_on(live, "optimizer", "temporary")
     torch.nn.utils.clip_grad_norm_(trained.parameters(), float(spec.hyperparameters.max_grad_norm))
     optimizer.step()

@@ -264,7 +264,8 @@ def _shapes(config: PreTrainedConfig, spec: JobSpec, machine: Device) -> torch.n
         trained: torch.nn.Module = base
         if isinstance(tuning, LoraTuning):
             model.require_target_modules(base, tuning.target_modules)
-            trained = get_peft_model(base, configs.lora_config(spec, tuning))
+            whole, tied = model.modules_to_save(base, tuning)
+            trained = get_peft_model(base, configs.lora_config(spec, tuning, whole, tied=tied))
             model.keep_adapter_in_fp32(trained)
     if spec.hyperparameters.gradient_checkpointing:
         # No mode for functions is at work in a backward, so that what is computed again there needs its own.

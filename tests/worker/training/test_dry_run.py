@@ -71,6 +71,8 @@ CASES = [
     Case("llama", "bf16", "lora", {"lora_dropout": 0.1}),
     Case("llama", "bf16", "lora", {"use_dora": True}),
     Case("llama", "bf16", "lora", ragged=True),
+    *(Case(family, "bf16", "lora", {"modules_to_save": ["embed_tokens", "lm_head"]}) for family in ("llama", "qwen2")),
+    Case("llama", "bf16", "lora", {"init_lora_weights": "pissa"}),
     Case("llama", "bf16", "lora", {}, {"packing": True}),
     Case("llama", "bf16", "qlora", {}, CHECKPOINTING),
     Case("llama", "fp32", "qlora", {"use_dora": True}),

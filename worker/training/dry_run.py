@@ -264,7 +264,8 @@ def _shapes(config: PreTrainedConfig, spec: JobSpec, machine: Device) -> torch.n
         trained: torch.nn.Module = base
         if isinstance(tuning, LoraTuning):
             model.require_target_modules(base, tuning.target_modules)
-            trained = get_peft_model(base, configs.lora_config(spec, tuning))
+            whole, tied = model.modules_to_save(base, tuning)
+            trained = get_peft_model(base, configs.lora_config(spec, tuning, whole, tied=tied))
             model.keep_adapter_in_fp32(trained)
     if spec.hyperparameters.gradient_checkpointing:
         # No mode for functions is at work in a backward, so that what is computed again there needs its own.
@@ -481,6 +482,7 @@ def _step(
     loss: Any = _loss(trained, batch, machine)  # whose backward torch does not type
     _go_on(live, "loss again", "loss")
     loss.backward()
+    del loss  # whose graph holds the embeddings, and their gradient, where checkpointing asks for one
     _go_on(live, "optimizer", "temporary")
     torch.nn.utils.clip_grad_norm_(trained.parameters(), float(spec.hyperparameters.max_grad_norm))
     optimizer.step()

@@ -1,7 +1,7 @@
 """What CUDA does otherwise than a CPU in a training step, as far as memory goes, for fake tensors of a CPU.
 
-Read off the code of torch 2.13 (`aten/src/ATen/autocast_mode.h`, `native/transformers/cuda`), bitsandbytes 0.50
-(`backends/cuda/ops.py`), FlashAttention 2 (`mha_bwd`), and TRL 1.16 (`kernels/chunked_logprob.py`).
+Read off code, and not yet held against a GPU: torch's `ATen/autocast_mode.h` (2.13) and `sdp_utils.cpp`, FlashAttention
+2's `mha_bwd`, bitsandbytes' `backends/cuda/ops.py` (0.50), TRL's `kernels/chunked_logprob.py` (1.16).
 """
 
 import math
@@ -21,9 +21,11 @@ aten = torch.ops.aten
 IN_FP32 = frozenset[Callable[..., Any]](
     (
         functional.layer_norm,
+        functional.rms_norm,
         functional.group_norm,
         functional.softplus,
         torch.layer_norm,
+        torch.rms_norm,
         torch.pow,
         torch.Tensor.pow,
         torch.Tensor.__pow__,
@@ -98,10 +100,11 @@ def _dropout(input: torch.Tensor, p: float = 0.5, training: bool = True, inplace
 def inside(func: Any, args: tuple[Any, ...]) -> int:
     """Bytes that CUDA's kernel of an operation takes for itself."""
     match str(func._schema.name):
-        case "bitsandbytes::gemm_4bit":  # unpacks the weights, and their constants, when there are many rows
+        case "bitsandbytes::gemm_4bit":
+            # Unpacks the weights, and their constants twice, past 1,536 rows; of fewer, some GPUs compute packed.
             values, _, shape, _, block = args[:5]
             numbers = math.prod(shape)
-            return int(numbers * values.element_size() + 4 * numbers // block)
+            return int(numbers * values.element_size() + 2 * 4 * numbers // block)
         case "aten::_scaled_dot_product_flash_attention_for_cpu_backward":
             return _attention_backward(*args[1:3])
     return 0

@@ -13,7 +13,7 @@ from worker.training.live import LiveStorages
 
 
 class SecondStep(TrainerCallback):
-    """Counts what is alive in the second step, when the optimizer has its states."""
+    """Counts what is alive in the second step, when the optimizer has its states: in each of its three moments."""
 
     def __init__(self, reference: torch.nn.Module | None) -> None:
         self.live = LiveStorages()
@@ -22,19 +22,34 @@ class SecondStep(TrainerCallback):
     def on_step_begin(self, _: Any, state: Any, __: Any, **given: Any) -> None:
         if state.global_step != 1:
             return
+        backbone = getattr(given["model"], "get_base_model", lambda: given["model"])().base_model
+        backbone.register_forward_pre_hook(lambda *_: self._turn_to("forward and loss"))
+        backbone.register_forward_hook(self._await_the_backward)
+        self._turn_to("forward and loss")
         self.live.__enter__()
         for tensor in (*held_by(given["model"]), *states_of(given["optimizer"])):
             self.live.count(tensor)
         for tensor in held_by(self._reference) if self._reference is not None else ():
             self.live.count(tensor)
 
+    def on_pre_optimizer_step(self, *_: Any, **__: Any) -> None:
+        self._turn_to("optimizer")
+        torch.empty(1)  # a height is noted where something is made, and a fused optimizer makes nothing
+
     def on_step_end(self, _: Any, state: Any, *__: Any, **___: Any) -> None:
         if state.global_step == 2:
             self.live.__exit__(None, None, None)
 
+    def _await_the_backward(self, _: object, __: object, made: Any) -> None:
+        if made.last_hidden_state.requires_grad:
+            made.last_hidden_state.register_hook(lambda _: self._turn_to("backward"))
 
-def count(work_dir: Path, base: Path) -> tuple[int, JobSpec, Device]:
-    """The bytes at the peak of a job's second step, its spec, and the device it was taken on."""
+    def _turn_to(self, moment: str) -> None:
+        self.live.moment = moment
+
+
+def count(work_dir: Path, base: Path) -> tuple[LiveStorages, JobSpec, Device]:
+    """What a job's second step held, its spec, and the device it was taken on."""
     spec = JobSpec.model_validate_json((work_dir / "job.json").read_text())
     machine = device.find()
     loaded, tokenizer = model.load(base, spec, machine)
@@ -42,7 +57,7 @@ def count(work_dir: Path, base: Path) -> tuple[int, JobSpec, Device]:
     counted = SecondStep(getattr(trainer, "ref_model", None))
     trainer.add_callback(counted)
     trainer.train()
-    return counted.live.peak, spec, machine
+    return counted.live, spec, machine
 
 
 def held_by(model: torch.nn.Module) -> list[torch.Tensor]:

@@ -111,12 +111,12 @@ def counted_and_found(
     """Bytes at the peak of the second step, and what the formula says of it."""
     chosen = {"batch_size": 2, "per_device_train_batch_size": 2, "max_steps": 2, **options}
     work_dir = make_job(tuning, rows=rows, model=base_folder.name, **chosen)
-    peak, spec, machine = count(work_dir, base_folder)
+    live, spec, machine = count(work_dir, base_folder)
 
     shape = shape_of(json.loads((base_folder / "config.json").read_text()))
     setup = setup_of(spec, shape, Device("cpu", machine.precision))
     setup = replace(setup, repeats_kv=False)  # the rows of this batch have one length
-    return peak, estimate(shape, setup)
+    return live.peak, estimate(shape, setup)
 
 
 @pytest.mark.parametrize("precision", ["bf16", pytest.param("fp32", marks=pytest.mark.long)])

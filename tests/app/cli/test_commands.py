@@ -126,7 +126,7 @@ def test_a_watched_job_is_not_lost_with_its_connection(service: Service, tmp_pat
     """The api is killed in the middle; `up` starts it again, and every event comes once."""
     job_id = finetuned(service, "submit", str(write_spec(tmp_path, **LONG)))[0].splitlines()[0]
     watching = start(service, "watch", job_id, "--json")
-    wait_for(lambda: service.steps(job_id), 60)
+    wait_for(lambda: service.steps(job_id), 120)
     api = service.part("app.cli.api")
     assert api is not None
     api.kill()

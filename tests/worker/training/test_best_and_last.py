@@ -25,7 +25,7 @@ NEVER_SEEN = [
 TURNED = [{**row, "chosen": row["rejected"], "rejected": row["chosen"]} for row in tiny.preference_rows(4)]
 
 
-@pytest.mark.parametrize("tuning", ["lora", "qlora", "full"])
+@pytest.mark.parametrize("tuning", ["qlora", "full", pytest.param("lora", marks=pytest.mark.long)])
 def test_the_result_has_the_weights_of_the_lowest_validation_loss(make_job: Any, run: Any, tuning: str) -> None:
     work_dir = make_job(tuning, validation=NEVER_SEEN, n_epochs=5, learning_rate=1e-2)
     said = run(work_dir)

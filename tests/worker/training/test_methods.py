@@ -1,5 +1,6 @@
 """Every method, by every tuning: each step has the loss of a bare TRL script, and results are what methods make."""
 
+import itertools
 import json
 import math
 import shutil
@@ -26,8 +27,14 @@ ROWS = {"dpo": PAIRS, "kto": ANSWERS, "orpo": PAIRS, "simpo": PAIRS, "reward": P
 BATCH = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "batch_size": "auto"}
 
 
-@pytest.mark.parametrize("tuning", ["full", "lora", "qlora"])
-@pytest.mark.parametrize("method", ROWS)
+@pytest.mark.parametrize(
+    ("method", "tuning"),
+    [
+        *itertools.product(ROWS, ["full", "lora"]),
+        ("dpo", "qlora"),
+        *(pytest.param(method, "qlora", marks=pytest.mark.long) for method in ROWS if method != "dpo"),
+    ],
+)
 def test_every_step_has_the_loss_of_the_librarys_own_trainer(
     make_job: Any, run: Any, bases: Path, tmp_path: Path, method: str, tuning: str
 ) -> None:

@@ -41,7 +41,7 @@ def tall(bases: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", ["fp32", pytest.param("bf16", marks=pytest.mark.long)])
 @pytest.mark.parametrize(
     ("tuning", "block", "hyperparameters"),
     [

@@ -5,19 +5,10 @@ from typing import Any
 
 from app.jobs.spec import JobSpec, LoraTuning
 from app.planning import recipes
+from app.planning.evidence import DPO, INSTRUCT_GPT, KTO, ORPO, QLORA, RATES, SIMPO, STUDY, WITHOUT_REGRET, ZEPHYR
 from app.planning.recipes import Facts, recipe_of
 
-STUDY = "the study this service started from (7B, 1,000 examples)"
-WITHOUT_REGRET = "LoRA Without Regret (Thinking Machines, 2025)"
-QLORA = "QLoRA (Dettmers et al. 2023)"
-ZEPHYR = "Zephyr (Tunstall et al. 2023), and its recipes in the alignment handbook"
-OWN = {
-    "dpo": "DPO (Rafailov et al. 2023)",
-    "kto": "KTO (Ethayarajh et al. 2024), and TRL's page on it",
-    "orpo": "ORPO (Hong et al. 2024)",
-    "simpo": "SimPO (Meng et al. 2024)",
-    "reward": "InstructGPT (Ouyang et al. 2022)",
-}
+OWN = {"dpo": DPO, "kto": KTO, "orpo": ORPO, "simpo": SIMPO, "reward": INSTRUCT_GPT}
 """Of each method on preferences its paper."""
 
 
@@ -65,7 +56,7 @@ def _of_hyperparameters(spec: JobSpec, facts: Facts) -> dict[str, Reason]:
         "learning_rate": Reason(
             f"{recipe.learning_rate:g} at hidden size 4096{width}"
             + ("." if full else "; an adapter learns at some ten times a full fine-tune's rate."),
-            f"{paper}; {WITHOUT_REGRET}",
+            f"{RATES[method]}; {WITHOUT_REGRET}",
         ),
         "learning_rate_multiplier": Reason("The recipe's rate as it is.", STUDY),
         "n_epochs": Reason(

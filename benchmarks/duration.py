@@ -15,10 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from app.jobs.prepared import Prepared
-from app.jobs.spec import JobSpec, resolved
-from app.planning import recipes
-from app.planning.duration import Duration, Measured, Work, duration, work_of
-from app.planning.plan import REFERENCED
+from app.jobs.spec import JobSpec
+from app.planning.duration import Duration, Measured, Work, duration
+from app.planning.plan import work_of_job
 from app.planning.shapes import shape_of
 from tests import tiny
 
@@ -82,15 +81,13 @@ def train(root: Path, number: int, spec: dict[str, Any], rows: list[dict[str, An
     metrics = json.loads((work_dir / "result" / "metrics.json").read_text())
     base = root / "models" / str(spec["model"])
     shape = shape_of(json.loads((base / "config.json").read_text()))
-    given = recipes.resolve(numbers, recipes.facts_of(prepared, device="cpu")).hyperparameters
-    padding = 1.0 if given.packing else 1 / (1 - prepared.train.packing_saves)
-    work = work_of(
+    work = work_of_job(
+        numbers,
         params=shape.params,
         trained=metrics["trained_parameters"],
-        tokens=metrics["tokens"] * padding,
-        micro_steps=metrics["steps"] * resolved(given.gradient_accumulation_steps),
-        checkpointing=bool(given.gradient_checkpointing),
-        passes_of_reference=1 if numbers.method.type in REFERENCED else 0,
+        tokens=metrics["tokens"],
+        steps=metrics["steps"],
+        packing_saves=prepared.train.packing_saves,
         moved_bytes=2.0 * shape.params,
     )
     return work, sum(metrics["phases"].values())

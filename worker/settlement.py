@@ -121,8 +121,8 @@ def _queue_training(session: Session, claim: Claim, prepared: Prepared) -> None:
         resolved, warnings = recipes.resolve(spec, facts), guardrails.warnings(spec, facts)
         lifecycle.queue_training(session, claim, prepared=prepared, resolved=resolved, warnings=warnings)
         return
-    plan = planned.plan
-    if plan.place.is_here and plan.is_hopeless:
+    plan, place = planned.plan, planned.plan.chosen.place
+    if place.is_here and plan.is_hopeless:
         moves.fail(session, claim, {"code": "does_not_fit", **plans.refusal(plan)})
         return
     lifecycle.queue_training(
@@ -132,7 +132,7 @@ def _queue_training(session: Session, claim: Claim, prepared: Prepared) -> None:
         resolved=plan.resolved,
         warnings=planned.warnings,
         plan=PlanRead.of(planned).model_dump(mode="json"),
-        queue=plan.place.name if plan.place.is_here else None,
+        queue=place.name if place.is_here else None,
     )
 
 

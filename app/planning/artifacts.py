@@ -1,6 +1,7 @@
 """Bytes on disks: of an adapter's file, of a result, and of the checkpoints on the way to it. Pure."""
 
 import json
+import math
 import re
 from collections.abc import Iterable
 
@@ -49,7 +50,7 @@ def safetensors_bytes(tensors: Tensors, *, dtype: str = "F32", width: int = 4) -
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name in sorted(tensors):
-        start, end = end, end + width * _product(tensors[name])
+        start, end = end, end + width * math.prod(tensors[name])
         header[name] = {"dtype": dtype, "shape": list(tensors[name]), "data_offsets": [start, end]}
     length = len(json.dumps(header, separators=(",", ":")))
     return 8 + -(-length // 8) * 8 + end
@@ -120,10 +121,3 @@ def _like_llama(shape: ModelShape) -> Tensors:
         if part == "self_attn" or role in shape.mlp
         for inputs, outputs in (shape.linear(role),)  # type: ignore[arg-type]  # the roles of a block
     }
-
-
-def _product(size: tuple[int, ...]) -> int:
-    product = 1
-    for one in size:
-        product *= one
-    return product

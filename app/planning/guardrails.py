@@ -19,7 +19,7 @@ RSLORA_FROM = 64
 MOST_EPOCHS_OF_FULL = 2
 ROWS_FOR_HIGH_RANK = 1000
 MILLIONS = 2_000_000
-"""Tokens from which continued pretraining is about new knowledge more than about style."""
+"""Tokens of another domain that are new knowledge more than style, for which full fine-tuning may be worth its cost."""
 SOURCES = {
     "lora_rate_on_full": "LoRA Without Regret: an adapter's best rate is ten times a full fine-tune's",
     "full_rate_on_lora": "LoRA Without Regret: an adapter's best rate is ten times a full fine-tune's",
@@ -118,7 +118,7 @@ def _data_warnings(spec: JobSpec, facts: Facts, rows: int, tokens: int) -> list[
     """What follows from how much there is to learn from."""
     found = []
     if isinstance(spec.tuning, LoraTuning):
-        rank = LORA_R if spec.tuning.r == "auto" else spec.tuning.r
+        rank = _rank(spec.tuning)
         if rank >= RSLORA_FROM and rows < ROWS_FOR_HIGH_RANK:
             found.append(
                 Guardrail(
@@ -159,7 +159,7 @@ def _data_warnings(spec: JobSpec, facts: Facts, rows: int, tokens: int) -> list[
 
 
 def _rank_warnings(tuning: LoraTuning) -> list[Guardrail]:
-    rank = LORA_R if tuning.r == "auto" else tuning.r
+    rank = _rank(tuning)
     found = []
     if tuning.use_dora and rank >= DORA_UP_TO:
         found.append(
@@ -182,10 +182,14 @@ def _rank_warnings(tuning: LoraTuning) -> list[Guardrail]:
     return found
 
 
+def _rank(tuning: LoraTuning) -> int:
+    return LORA_R if tuning.r == "auto" else tuning.r
+
+
 def _beginning_warnings(tuning: LoraTuning) -> list[Guardrail]:
     if not tuning.takes_from_base:
         return []
-    rank = LORA_R if tuning.r == "auto" else tuning.r
+    rank = _rank(tuning)
     return [
         Guardrail(
             "rank_doubles",

@@ -242,19 +242,13 @@ def trained_params(shape: ModelShape, setup: TrainingSetup) -> int:
 def estimate(shape: ModelShape, setup: TrainingSetup) -> MemoryEstimate:
     """The peak of one training step on one GPU, after the first, so that the optimizer has its states."""
     trained = trained_params(shape, setup)
-    weights, constants = _weights(shape, setup)
-    adapter = 0.0 if setup.tuning == "full" else trained * BYTES[setup.trained]
-    states = 0.0 if setup.states_in_host_memory else trained * setup.state_bytes
-    gradients = trained * BYTES[setup.trained] * (2 if setup.buckets else 1)
-    largest = _largest_gradient(shape, setup)
+    held = _held(shape, setup)
     shards = setup.shards
+    largest = _largest_gradient(shape, setup)
     gathered = _gathered(shape, setup)
-    weights, constants, adapter, states, gradients = (
-        part / shards for part in (weights, constants, adapter, states, gradients)
-    )
+    gradients = trained * BYTES[setup.trained] * (2 if setup.buckets else 1) / shards
     if setup.optimizer_in_backward:
         gradients = largest
-    reference = weights if setup.reference else 0.0
     early = gradients if setup.accumulates else min(gradients, largest)
 
     tokens = setup.micro_batch * setup.length
@@ -270,13 +264,6 @@ def estimate(shape: ModelShape, setup: TrainingSetup) -> MemoryEstimate:
     logits = tokens * setup.loss_rows * shape.vocab_size * setup.kept_logit_bytes
     loss_bytes = _loss(shape, setup) + logits
 
-    held = {
-        "weights": weights,
-        "reference": reference,
-        "quantization": constants,
-        "adapter": adapter,
-        "optimizer": states,
-    }
     moments: dict[Literal["loss", "last block", "first block", "optimizer"], dict[str, float]] = {
         "loss": {
             "gradients": gradients if setup.accumulates else 0.0,
@@ -313,16 +300,25 @@ def estimate(shape: ModelShape, setup: TrainingSetup) -> MemoryEstimate:
     return replace(found, context=float(CONTEXT_BYTES)) if setup.context else found
 
 
+def _held(shape: ModelShape, setup: TrainingSetup) -> dict[str, float]:
+    """What lies there from the first step to the last, whatever is computed."""
+    trained = trained_params(shape, setup)
+    weights, constants = _weights(shape, setup)
+    held = {
+        "weights": weights,
+        "reference": weights if setup.reference else 0.0,
+        "quantization": constants,
+        "adapter": 0.0 if setup.tuning == "full" else trained * BYTES[setup.trained],
+        "optimizer": 0.0 if setup.states_in_host_memory else trained * setup.state_bytes,
+    }
+    return {name: size / setup.shards for name, size in held.items()}
+
+
 def evaluation(shape: ModelShape, setup: TrainingSetup) -> float:
     """Bytes at the peak of an evaluation between two steps, whose batches are `micro_batch` rows of `length` tokens.
 
     What training holds lies there but gradients; nothing is kept of a block but what goes to the next one.
     """
-    trained = trained_params(shape, setup)
-    weights, constants = _weights(shape, setup)
-    held = (weights * (2 if setup.reference else 1) + constants) / setup.shards
-    held += 0.0 if setup.tuning == "full" else trained * BYTES[setup.trained] / setup.shards
-    held += 0.0 if setup.states_in_host_memory else trained * setup.state_bytes / setup.shards
     compute, tokens = BYTES[setup.compute], setup.micro_batch * setup.length
     middle = shape.intermediate_size * (3 if shape.gated_mlp else 2) * max(1, shape.experts_per_token)
     # Residual, the normed input, and the MLP's middle; or before the first block two norms' copies in fp32.
@@ -332,7 +328,11 @@ def evaluation(shape: ModelShape, setup: TrainingSetup) -> float:
     if setup.tuning == "full" and setup.autocast and setup.weights == "fp32":  # each is kept until the batch is over
         copies = (shape.block_params * shape.num_layers + shape.vocabulary_params) * 2.0
     last = tokens * shape.hidden_size * (_stream(setup) + compute)
-    peak = held + copies + max(block + _gathered(shape, setup) + _unpacked(shape, setup), last + loss)
+    peak = (
+        sum(_held(shape, setup).values())
+        + copies
+        + max(block + _gathered(shape, setup) + _unpacked(shape, setup), last + loss)
+    )
     peak += SLACK * (block + loss) if setup.reserved else 0.0
     return peak + (CONTEXT_BYTES if setup.context else 0)
 

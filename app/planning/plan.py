@@ -8,20 +8,16 @@ from typing import Literal
 from app.jobs.spec import JobSpec, LoraTuning, resolved
 from app.planning import artifacts, fitting, guardrails, recipes
 from app.planning.bases import Base
-from app.planning.duration import Duration, Measured, duration, work_of
+from app.planning.duration import Duration, Measured, Work, duration, work_of
 from app.planning.fitting import Change, setup_on
 from app.planning.guardrails import Guardrail
 from app.planning.hardware import COMMON, Hardware
 from app.planning.memory import MemoryEstimate, evaluation, trained_params
 from app.planning.recipes import Facts
-from app.planning.setups import setup_of
+from app.planning.setups import REFERENCED, setup_of
 
-REFERENCED = ("dpo", "kto")
-"""Methods that compute a reference model's answer to each row as well."""
 ROOM_LEFT = 0.1
 """Of a device, that must be left for activations to be kept rather than computed twice: the formula's own error."""
-
-
 OVER = 0.15
 """More than the formula was ever off a published peak of the core rows, 13 % (`benchmarks/memory.py`)."""
 
@@ -66,12 +62,12 @@ class Fit:
 class Plan:
     """All of it, for the place that the job would go to."""
 
-    place: Hardware
+    chosen: Fit
+    """That place, and the peaks there."""
+    facts: Facts
     resolved: JobSpec
     memory: MemoryEstimate
-    """By the formula; `train_peak` is corrected by what was measured there."""
-    train_peak: float
-    eval_peak: float
+    """By the formula; `chosen.train_peak` is corrected by what was measured there."""
     trained_params: int
     adapter_bytes: int | None
     """None of full fine-tuning."""
@@ -87,13 +83,7 @@ class Plan:
     @property
     def is_hopeless(self) -> bool:
         """Whether it would not fit even if the formula were over by as much as it was ever found to be."""
-        fit = next(fit for fit in self.fits if fit.place == self.place)
-        return fit.peak * (1 - OVER) > self.place.room
-
-    @property
-    def goes(self) -> bool:
-        """Whether it fits where it would go."""
-        return next(fit for fit in self.fits if fit.place == self.place).fits
+        return self.chosen.peak * (1 - OVER) > self.chosen.place.room
 
 
 def make(
@@ -126,11 +116,10 @@ def make(
         changed = fitting.changes(spec, facts, base.known_shape, place.device, place.room / place.correction)
         changed = changed or _larger_gpu(fits, place)
     return Plan(
-        place=place,
+        chosen=chosen,
+        facts=facts,
         resolved=numbers,
         memory=fitting.peak(spec, facts, base.known_shape, place.device),
-        train_peak=chosen.train_peak,
-        eval_peak=chosen.eval_peak,
         trained_params=trained,
         adapter_bytes=adapter,
         fits=fits,
@@ -216,16 +205,38 @@ def _duration(
     result: int,
     measured: Sequence[Measured],
 ) -> Duration:
-    given = spec.hyperparameters
-    passes = steps * resolved(given.batch_size) / _sequences(spec, data)
-    padding = 1 if given.packing else 1 / (1 - min(data.packing_saves, 0.9))
-    work = work_of(
-        params=base.known_shape.params,
+    params = base.known_shape.params
+    work = work_of_job(
+        spec,
+        params=params,
         trained=trained,
-        tokens=passes * data.tokens * padding,
+        tokens=steps * resolved(spec.hyperparameters.batch_size) / _sequences(spec, data) * data.tokens,
+        steps=steps,
+        packing_saves=data.packing_saves,
+        moved_bytes=2.0 * params + result,
+    )
+    return duration(work, place.device.kind, place.gigabytes, measured)
+
+
+def work_of_job(
+    spec: JobSpec,
+    *,
+    params: int,
+    trained: int,
+    tokens: float,
+    steps: int,
+    packing_saves: float,
+    moved_bytes: float,
+) -> Work:
+    """What a resolved spec has to compute, planned or done. `tokens`: of all steps, without padding."""
+    given = spec.hyperparameters
+    padding = 1 if given.packing else 1 / (1 - min(packing_saves, 0.9))
+    return work_of(
+        params=params,
+        trained=trained,
+        tokens=tokens * padding,
         micro_steps=steps * resolved(given.gradient_accumulation_steps),
         checkpointing=bool(given.gradient_checkpointing),
         passes_of_reference=1 if spec.method.type in REFERENCED else 0,
-        moved_bytes=2.0 * base.known_shape.params + result,
+        moved_bytes=moved_bytes,
     )
-    return duration(work, place.device.kind, place.gigabytes, measured)

@@ -11,7 +11,7 @@ from typing import Generic, Literal, NamedTuple, TypeVar
 from app.files.spec import ROWS_FOR_HOLDOUT, Method
 from app.jobs.methods import HIGHEST_LEARNING_RATE
 from app.planning import evidence, second_thoughts
-from app.planning.guardrails import RSLORA_FROM
+from app.planning.guardrails import MILLIONS, RSLORA_FROM
 from app.planning.hardware import GIB
 from app.planning.recipes import (
     LARGER_FOR_LORA,
@@ -38,8 +38,6 @@ BITS_A_PARAMETER = 2
 """That a network can store at most (Allen-Zhu and Li 2024)."""
 BITS_A_TOKEN = 1
 """Of a language model's loss on usual text, so no more than this is to be stored of it (LoRA Without Regret)."""
-MILLIONS = 2_000_000
-"""Tokens of another domain from which full fine-tuning may be worth its cost."""
 GRPO = {
     "full": Recipe(1e-6, 1, per_device_train_batch_size=1, gradient_accumulation_steps=32),
     "lora": Recipe(LARGER_FOR_LORA * 1e-6, 1, per_device_train_batch_size=2, gradient_accumulation_steps=16),

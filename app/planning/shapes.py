@@ -1,5 +1,6 @@
 """A decoder's shape, read from its `config.json`, under the names that families give to the same thing."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -74,7 +75,7 @@ def shape_of(config: Mapping[str, Any], *, tensors: Mapping[str, tuple[int, ...]
         experts_per_token=number(text, "experts_per_token", default=0),
         positions=number(text, "positions") + POSITIONS[family] if family in POSITIONS else 0,
         fused=FUSED.get(family, ()),
-        total_params=sum(map(_product, tensors.values())) if tensors and text is config else None,
+        total_params=sum(map(math.prod, tensors.values())) if tensors and text is config else None,
     )
 
 
@@ -97,10 +98,3 @@ def number(config: Mapping[str, Any], field: str, *, default: int | None = None)
 
 def _whole(value: object) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) and 0 < value < 2**40 else None
-
-
-def _product(shape: tuple[int, ...]) -> int:
-    product = 1
-    for size in shape:
-        product *= size
-    return product

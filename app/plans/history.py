@@ -4,15 +4,14 @@ import statistics
 from collections import defaultdict
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import Select, select
 from sqlalchemy.orm import Session
 
 from app.jobs.models import Job
-from app.jobs.prepared import Prepared
-from app.jobs.spec import JobSpec, resolved
-from app.planning.duration import Measured, work_of
+from app.jobs.spec import JobSpec
+from app.planning.duration import Measured, Work
 from app.planning.hardware import GIB
-from app.planning.plan import REFERENCED
+from app.planning.plan import work_of_job
 from app.registry.models import RegisteredModel
 from app.work.service import CPU
 
@@ -26,43 +25,42 @@ MOST_CORRECTED = 2.0
 
 def measured(session: Session) -> dict[str, list[Measured]]:
     """The latest jobs that succeeded, by their worker class; of all projects, for time is nobody's secret."""
-    rows = session.execute(
-        select(Job.queue, Job.resolved, Job.prepared, RegisteredModel)
-        .join(RegisteredModel, (RegisteredModel.job_id == Job.id) & RegisteredModel.step.is_(None))
-        .order_by(RegisteredModel.seq.desc())
-        .limit(LATEST)
-    )
+    saves = Job.prepared["train"]["packing_saves"].as_float()
+    rows = _latest(Job.resolved, saves, RegisteredModel).where(Job.resolved.is_not(None), Job.prepared.is_not(None))
     found = defaultdict[str, list[Measured]](list)
-    for queue, numbers, prepared, model in rows:
-        seconds = _seconds(model.metrics)
-        if numbers and prepared and seconds > 0:
-            spec, rows_of = JobSpec.model_validate(numbers), Prepared.model_validate(prepared)
-            found[queue].append(Measured(_work(spec, rows_of, model), seconds))
+    for queue, numbers, packing_saves, model in session.execute(rows):
+        if (seconds := _seconds(model.metrics)) > 0:
+            work = _work(JobSpec.model_validate(numbers), packing_saves or 0.0, model)
+            found[queue].append(Measured(work, seconds))
     return found
 
 
 def corrections(session: Session) -> dict[str, float]:
     """What jobs took at their peak over what the formula said, by worker class: medians of three jobs or more."""
-    rows = session.execute(
-        select(Job.queue, Job.plan, RegisteredModel.metrics)
-        .join(RegisteredModel, (RegisteredModel.job_id == Job.id) & RegisteredModel.step.is_(None))
-        .where(Job.plan.is_not(None))
-        .order_by(RegisteredModel.seq.desc())
-        .limit(LATEST)
-    )
+    parts_of, peak_of = Job.plan["memory"]["breakdown_gib"], RegisteredModel.metrics["peak_memory_bytes"].as_float()
+    rows = _latest(parts_of, peak_of).where(Job.plan["device"].astext == Job.queue)
     ratios = defaultdict[str, list[float]](list)
-    for queue, plan, metrics in rows:
-        parts = dict(plan["memory"]["breakdown_gib"])
+    for queue, parts, peak in session.execute(rows):
         # What torch counts of a GPU has neither the context nor what the allocator cannot use.
         apart = ("correction",) if queue == CPU else ("correction", "fragmentation", "context")
         said = sum(size for name, size in parts.items() if name not in apart) * GIB
-        if said > 0 and plan["device"] == queue:
-            ratios[queue].append(metrics["peak_memory_bytes"] / said)
+        if said > 0:
+            ratios[queue].append(peak / said)
     return {
         queue: min(MOST_CORRECTED, max(1 / MOST_CORRECTED, statistics.median(found)))
         for queue, found in ratios.items()
         if len(found) >= ENOUGH
     }
+
+
+def _latest(*columns: Any) -> Select[Any]:
+    """Of each job with a result its worker class, and what is asked for beside it: no more, for each plan asks."""
+    return (
+        select(Job.queue, *columns)
+        .join(RegisteredModel, (RegisteredModel.job_id == Job.id) & RegisteredModel.step.is_(None))
+        .order_by(RegisteredModel.seq.desc())
+        .limit(LATEST)
+    )
 
 
 def _seconds(metrics: dict[str, Any]) -> float:
@@ -72,17 +70,14 @@ def _seconds(metrics: dict[str, Any]) -> float:
     return float(phases.get("load", 0)) + training + float(phases.get("save", 0))
 
 
-def _work(spec: JobSpec, prepared: Prepared, model: RegisteredModel) -> Any:
-    given = spec.hyperparameters
-    is_adapter = model.kind == "adapter"
-    params = model.all_parameters - (model.trained_parameters if is_adapter else 0)
-    padding = 1.0 if given.packing else 1 / (1 - min(prepared.train.packing_saves, 0.9))
-    return work_of(
+def _work(spec: JobSpec, packing_saves: float, model: RegisteredModel) -> Work:
+    params = model.all_parameters - (model.trained_parameters if model.kind == "adapter" else 0)
+    return work_of_job(
+        spec,
         params=params,
         trained=model.trained_parameters,
-        tokens=model.metrics["tokens"] * padding,
-        micro_steps=model.metrics["steps"] * resolved(given.gradient_accumulation_steps),
-        checkpointing=bool(given.gradient_checkpointing),
-        passes_of_reference=1 if spec.method.type in REFERENCED else 0,
+        tokens=model.metrics["tokens"],
+        steps=model.metrics["steps"],
+        packing_saves=packing_saves,
         moved_bytes=2.0 * params + model.bytes,
     )

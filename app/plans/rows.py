@@ -1,5 +1,7 @@
 """The rows that a plan is made for: assumed, counted for this base already, or estimated from a file's size."""
 
+from typing import Literal
+
 from sqlalchemy.orm import Session
 
 from app.files.models import File
@@ -19,14 +21,8 @@ SHORTEST_GUESS = 64
 
 def assumed(assume: Assume, spec: DataSpec, base: Base) -> Data:
     """As the caller says, but for what is held out."""
-    holdout = spec.held_out_of(assume.rows)
-    return Data(
-        rows=max(1, round(assume.rows * (1 - holdout))),
-        tokens=max(1, round(assume.tokens * (1 - holdout))),
-        longest_row=_within(assume.longest, spec, base),
-        basis="assumed",
-        holdout=holdout,
-    )
+    longest = _within(assume.longest, spec, base)
+    return _kept(assume.rows, assume.tokens, longest, "assumed", spec.held_out_of(assume.rows))
 
 
 def counted(session: Session, file: File, spec: DataSpec, tokenizer_sha256: str) -> Data | None:
@@ -40,15 +36,13 @@ def estimated(file: File, spec: DataSpec, base: Base) -> Data:
     """From bytes and rows, of which the upload's judgement knows."""
     rows, tokens = file.rows or 1, max(1, file.bytes // BYTES_A_TOKEN)
     longest = max(SHORTEST_GUESS, LONGEST_OVER_MEAN * tokens // rows)
-    holdout = spec.held_out_of(rows)
-    kept = 1 - holdout
-    return Data(
-        max(1, round(rows * kept)),
-        max(1, round(tokens * kept)),
-        _within(longest, spec, base),
-        "estimated",
-        holdout=holdout,
-    )
+    return _kept(rows, tokens, _within(longest, spec, base), "estimated", spec.held_out_of(rows))
+
+
+def _kept(rows: int, tokens: int, longest: int, basis: Literal["assumed", "estimated"], holdout: float) -> Data:
+    """Of all rows those that are not held out, which are taken to be as long as the others."""
+    share = 1 - holdout
+    return Data(max(1, round(rows * share)), max(1, round(tokens * share)), longest, basis, holdout=holdout)
 
 
 def prepared(found: Prepared) -> Data:

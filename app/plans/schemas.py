@@ -22,7 +22,7 @@ class MemoryRead(BaseModel):
     basis: Literal["formula"] = "formula"
 
     @classmethod
-    def of(cls, found: MemoryEstimate, train_peak: float, eval_peak: float) -> Self:
+    def of(cls, found: MemoryEstimate, chosen: Fit) -> Self:
         """In GiB."""
         parts = {
             "weights": found.weights,
@@ -36,11 +36,11 @@ class MemoryRead(BaseModel):
             "temporary": found.temporary,
             "fragmentation": found.slack,
             "context": found.context,
-            "correction": train_peak - found.total,
+            "correction": chosen.train_peak - found.total,
         }
         return cls(
-            train_peak_gib=_gib(train_peak),
-            eval_peak_gib=_gib(eval_peak),
+            train_peak_gib=_gib(chosen.train_peak),
+            eval_peak_gib=_gib(chosen.eval_peak),
             breakdown_gib={name: _gib(size) for name, size in parts.items()},
             at=found.moment,
         )
@@ -126,12 +126,12 @@ class PlanRead(BaseModel):
         """From what was planned."""
         plan, data = found.plan, found.data
         return cls(
-            device=plan.place.name,
-            fits=plan.goes,
+            device=plan.chosen.place.name,
+            fits=plan.chosen.fits,
             trainable_params=plan.trained_params,
             adapter_bytes=plan.adapter_bytes,
             steps=plan.steps,
-            memory=MemoryRead.of(plan.memory, plan.train_peak, plan.eval_peak),
+            memory=MemoryRead.of(plan.memory, plan.chosen),
             devices=[DeviceRead.of(fit) for fit in plan.fits],
             duration=DurationRead(
                 seconds=round(plan.duration.seconds, 1),

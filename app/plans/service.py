@@ -102,10 +102,10 @@ def require_room(session: Session, project: Project, spec: JobSpec) -> None:
 
 def refusal(plan: Plan) -> dict[str, str]:
     """Why a job cannot be trained here, and what would help: `message` and `param`."""
-    peak = max(plan.train_peak, plan.eval_peak)
+    place = plan.chosen.place
     message = (
-        f"This job takes some {peak / GIB:.1f} GiB at its peak, and '{plan.place.name}', the largest worker class here,"
-        f" has {plan.place.room / GIB:.1f}."
+        f"This job takes some {plan.chosen.peak / GIB:.1f} GiB at its peak, and '{place.name}', the largest worker"
+        f" class here, has {place.room / GIB:.1f}."
     )
     if not plan.changes:
         return {"message": f"{message} No change of the spec makes it fit.", "param": "resources.gpu_memory_gb"}
@@ -118,8 +118,7 @@ def planned(
 ) -> Planned:
     """The plan with its words."""
     made = planning.make(spec, base, data, here, history.measured(session))
-    facts = planning.facts_on(spec, base, data, made.place)
-    return Planned(made, data, [*said, *made.warnings], reasons(spec, made.resolved, facts))
+    return Planned(made, data, [*said, *made.warnings], reasons(spec, made.resolved, made.facts))
 
 
 def places(session: Session, gpu_memory_gb: int | None) -> tuple[Hardware, ...]:

@@ -2,6 +2,8 @@
 
 import fnmatch
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from difflib import get_close_matches
@@ -55,18 +57,14 @@ def config_of(model: str) -> dict[str, Any] | None:
     if "/" in model:
         _require_hub_id(model)
         return None
-    try:
-        return identity.read_config(_folder(model))
-    except identity.UnusableBase as error:
-        raise InvalidRequest(f"The model '{model}' cannot be used: {error}", param="model", code=error.code) from error
+    with _usable(model) as folder:
+        return identity.read_config(folder)
 
 
 def tensors_of(model: str) -> dict[str, tuple[int, ...]]:
     """Names and shapes of a local base's weights; none where there are no weights. Raises `InvalidRequest`."""
-    try:
-        return identity.tensors_of(_folder(model))
-    except identity.UnusableBase as error:
-        raise InvalidRequest(f"The model '{model}' cannot be used: {error}", param="model", code=error.code) from error
+    with _usable(model) as folder:
+        return identity.tensors_of(folder)
 
 
 def is_pinned(model: str) -> bool:
@@ -75,8 +73,15 @@ def is_pinned(model: str) -> bool:
 
 
 def _require_folder(model: str) -> None:
+    with _usable(model) as folder:
+        identity.require_safe(folder)
+
+
+@contextmanager
+def _usable(model: str) -> Iterator[Path]:
+    """A base's folder. Raises `ModelNotFound`, and `InvalidRequest` for what is found unusable of it meanwhile."""
     try:
-        identity.require_safe(_folder(model))
+        yield _folder(model)
     except identity.UnusableBase as error:
         raise InvalidRequest(f"The model '{model}' cannot be used: {error}", param="model", code=error.code) from error
 

@@ -19,7 +19,7 @@ from app.files.rows import Row
 from app.files.spec import DataPolicy, DataSpec
 from app.jobs.prepared import Prepared
 from app.jobs.spec import JobSpec
-from app.planning import recipes
+from app.planning import recipes, setups
 from app.registry import identity
 from worker import messages
 from worker.training import failures, packing, reporting, templates
@@ -35,7 +35,7 @@ from worker.training.tokenise import PREFERENCES, SCHEMA, UNPAIRED, Fitting, Lim
 VERSION = 2
 """Counts up when the same rows come to other tokens, or to another report: sets that were kept fit no more."""
 FILES: tuple[FileName, ...] = ("training_file", "validation_file")
-SCHEMAS = dict.fromkeys(("dpo", "orpo", "simpo", "reward"), PREFERENCES) | {"kto": UNPAIRED}
+SCHEMAS = dict.fromkeys(setups.PAIRS, PREFERENCES) | {"kto": UNPAIRED}
 """Of the methods whose rows are not one sequence with labels."""
 PACKED = ("supervised", "continued_pretraining")
 """Methods whose rows can share a sequence."""

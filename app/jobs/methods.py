@@ -17,6 +17,7 @@ LARGEST_BATCH = 4096
 LARGEST_MICRO_BATCH = 1024
 SHORTEST_MAX_LENGTH = 8
 HIGHEST_LEARNING_RATE = 1.0
+LOWEST_MULTIPLIER = 1e-6
 """Beyond these no training makes sense; a recipe stays within them too."""
 
 
@@ -39,7 +40,7 @@ class Hyperparameters(SpecPart):
     batch_size: Auto | Annotated[int, Field(ge=1, le=LARGEST_BATCH)] = Field(
         "auto", description="Rows a step, or packs of rows with `packing`: per device × accumulation × gpus."
     )
-    learning_rate_multiplier: Auto | Annotated[float, Field(gt=0, le=1000)] = Field(
+    learning_rate_multiplier: Auto | Annotated[float, Field(ge=LOWEST_MULTIPLIER, le=1000)] = Field(
         "auto", description="Scales the recipe's rate; a `learning_rate` given as a number is taken as it is."
     )
     learning_rate: Auto | Annotated[float, Field(gt=0, le=HIGHEST_LEARNING_RATE)] = "auto"

@@ -115,6 +115,7 @@ def test_old_hyperparameters_are_the_supervised_block() -> None:
         ),
         (hyper(embedding_learning_rate=1e-5), f"{HYPER}.embedding_learning_rate", "Unknown field"),
         ({"tuning": {"type": "lora", "loraplus_lr_ratio": 0.5}}, "tuning.loraplus_lr_ratio", "greater than or equal"),
+        (hyper(learning_rate_multiplier=5e-324), f"{HYPER}.learning_rate_multiplier", "equal to 0.000001"),
         (hyper(neftune_noise_alpha=0), f"{HYPER}.neftune_noise_alpha", "greater than 0"),
         (hyper(early_stopping_patience=0), f"{HYPER}.early_stopping_patience", "greater than or equal to 1"),
         (

@@ -136,7 +136,7 @@ def test_training_ends_after_so_many_evaluations_without_a_lower_loss(make_job: 
     assert steps(without)[-1].step == 32
 
 
-@pytest.mark.parametrize("eval_steps", [3, "auto"])
+@pytest.mark.parametrize("eval_steps", [3, pytest.param("auto", marks=pytest.mark.long)])
 @pytest.mark.parametrize(
     "wished_at", [2, 11, *(pytest.param(at, marks=pytest.mark.long) for at in (3, 7))]
 )  # in step 12, too, after which the run ends

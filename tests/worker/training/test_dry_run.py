@@ -135,7 +135,7 @@ LAYERS = 6
 SHAPE = ModelShape(256, LAYERS, 8, 4, 32, 704, 4000)
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("checkpointing", [True, pytest.param(False, marks=pytest.mark.long)])
 @pytest.mark.parametrize("tuning", [{"type": "full"}, {"type": "qlora"}], ids=str)
 def test_a_few_blocks_stand_for_many_that_are_alike(tuning: dict[str, Any], checkpointing: bool) -> None:
     config = tiny.config_of("llama", SHAPE)

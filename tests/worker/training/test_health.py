@@ -33,7 +33,12 @@ def learnt(make_job: Any, run: Any, bases: Path) -> str:
 
 
 @pytest.mark.parametrize(
-    ("tuning", "rate"), [("full", 1e-2), ("lora", 1e-2), pytest.param("qlora", 1e-2, marks=pytest.mark.long)]
+    ("tuning", "rate"),
+    [
+        ("full", 1e-2),
+        pytest.param("lora", 1e-2, marks=pytest.mark.long),
+        pytest.param("qlora", 1e-2, marks=pytest.mark.long),
+    ],
 )
 def test_a_rate_ten_times_too_high_stops_by_itself(
     make_job: Any, run: Any, learnt: str, tuning: str, rate: float

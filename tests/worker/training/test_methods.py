@@ -30,7 +30,9 @@ BATCH = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "ba
 @pytest.mark.parametrize(
     ("method", "tuning"),
     [
-        *itertools.product(ROWS, ["full", "lora"]),
+        *((method, "lora") for method in ROWS),
+        *itertools.product(["dpo", "kto", "reward", "continued_pretraining"], ["full"]),
+        *(pytest.param(method, "full", marks=pytest.mark.long) for method in ("orpo", "simpo")),
         ("dpo", "qlora"),
         *(pytest.param(method, "qlora", marks=pytest.mark.long) for method in ROWS if method != "dpo"),
     ],
@@ -52,7 +54,10 @@ def test_every_step_has_the_loss_of_the_librarys_own_trainer(
 
 @pytest.mark.parametrize(
     "chosen",
-    ["hinge", "robust", *(pytest.param(one, marks=pytest.mark.long) for one in ("ipo", "apo_zero", "sigmoid_norm"))],
+    [
+        "robust",
+        *(pytest.param(one, marks=pytest.mark.long) for one in ("hinge", "ipo", "apo_zero", "sigmoid_norm")),
+    ],
 )
 def test_dpo_has_the_losses_of_the_library_by_each_loss_type(
     make_job: Any, run: Any, bases: Path, tmp_path: Path, chosen: str

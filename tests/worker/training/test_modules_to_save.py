@@ -113,9 +113,9 @@ def test_a_layer_that_is_trained_whole_has_no_adapter(make_job: Any, run: Any) -
     ("tuning", "block", "chosen"),
     [
         ("full", {}, {}),
-        ("lora", {"modules_to_save": ["embed_tokens"]}, {}),
+        pytest.param("lora", {"modules_to_save": ["embed_tokens"]}, {}, marks=pytest.mark.long),
         ("lora", {"modules_to_save": ["embed_tokens"], "loraplus_lr_ratio": 4.0}, {"weight_decay": 0.1}),
-        ("full", {}, {"optim": "adafactor"}),
+        pytest.param("full", {}, {"optim": "adafactor"}, marks=pytest.mark.long),
     ],
     ids=["full", "lora", "LoRA+", "adafactor"],
 )

@@ -7,6 +7,7 @@ What is read here is what a column says of the run, never which number would fit
 """
 
 import csv
+import math
 import re
 import statistics
 import sys
@@ -91,6 +92,7 @@ def setup_of_row(row: Row, shape: ModelShape) -> TrainingSetup:
         fused_qkv=litgpt or _is_fused(row),
         compiled=compiled,
         unties_embeddings=litgpt,
+        head_calls=_head_calls(row),
         quantized_inputs_kept=weights.startswith("nf4") and _old_bitsandbytes(row),
         buckets="ddp" in row["parallelism"].lower(),
         shards=_shards(row),
@@ -110,6 +112,12 @@ def _kept_logit_bytes(row: Row) -> float:
         return 4.0 if re.match(r"2024-0[1-6]", version) else 0.0
     newer = re.search(r"transformers (\d+)\.(\d+)", version)
     return 2.0 if newer and (int(newer[1]), int(newer[2])) >= (4, 45) else 4.0
+
+
+def _head_calls(row: Row) -> int:
+    """litgpt's output layer takes so many tokens at a time."""
+    said = re.search(r"lm_head chunk (\d+)", row["loss_impl"])
+    return math.ceil(float(row["seq_len"]) / int(said[1])) if said else 1
 
 
 def _old_bitsandbytes(row: Row) -> bool:

@@ -1,9 +1,10 @@
 """How much device memory a training step takes at its peak: a closed formula over shapes. Bytes throughout.
 
 Nothing in it is fitted to measurements. Each term is a tensor that PyTorch or a library is known to hold, at one of
-four moments: while the loss is computed, while the last and the first block are differentiated, and while the
-optimizer steps. The estimate is the largest of the four. What autograd saves of a block was read off the code of
-transformers, PEFT, litgpt and torchtune, and is held against real training steps in `tests/app/planning`.
+six moments: at the end of the forward, while the loss, the last block, the first block and the embeddings are
+differentiated, and while the optimizer steps. The estimate is the largest of the six. What autograd saves of a block
+was read off the code of transformers, PEFT, litgpt and torchtune, and is held against real training steps in
+`tests/app/planning`.
 """
 
 from dataclasses import dataclass, field, replace
@@ -11,8 +12,8 @@ from typing import Literal
 
 Role = Literal["q", "k", "v", "o", "gate", "up", "down", "head"]
 """A linear layer of a decoder; `up` and `down` alone where the MLP has no gate."""
-Moment = Literal["forward", "loss", "last block", "first block", "backward", "optimizer"]
-"""Of a step: where the formula looks, and two for what a dry run finds in between."""
+Moment = Literal["forward", "loss", "last block", "first block", "embeddings", "backward", "optimizer"]
+"""Of a step: where the formula looks, and `backward` for what a dry run finds in between."""
 Weights = Literal["fp32", "bf16", "fp16", "int8", "nf4", "nf4_double"]
 ATTENTION: tuple[Role, ...] = ("q", "k", "v", "o")
 MLP: tuple[Role, ...] = ("gate", "up", "down")
@@ -127,6 +128,9 @@ class TrainingSetup:
     step_bytes: float = 0.0
     """What a step of the optimizer holds beside them, a trained parameter: the square root of the second moment in
     torch's foreach AdamW, so half of the states; nothing where it is fused, or goes layer by layer."""
+    vocabulary_state_bytes: float | None = None
+    """The same of embeddings that are trained, where it differs: transformers keeps their states in fp32 in optimizers
+    of 8 bits, and so those of an output layer that is the embeddings."""
     states_in_host_memory: bool = False
     """Paged states, or an offloaded optimizer."""
     optimizer_in_backward: bool = False
@@ -152,6 +156,9 @@ class TrainingSetup:
     """Whether scores are kept; SDPA keeps none where there is no mask of floats."""
     repeats_kv: bool = False
     """Keys and values are copied for each query head."""
+    masked: bool = False
+    """SDPA is handed a mask, for rows of unlike length or those of a pack: of booleans for all blocks, and for each
+    block in the type of the queries."""
     fused_qkv: bool = False
     """One layer makes all three, so that its whole output stays as long as the values do."""
     loss_bytes: float = FULL_LOSS
@@ -163,12 +170,18 @@ class TrainingSetup:
     loss_tile: tuple[int, int] | None = None
     """Tokens and columns of the vocabulary that logits are computed for at a time, as TRL does from 1.16 on. Beside
     them there are the gradients in fp32 of the output layer's input, and of its weights where they are trained."""
+    head_calls: int = 1
+    """How often a batch calls the output layer, by chunks of its tokens. Under autocast each call copies its weights,
+    unless they are trained: autocast remembers the copies of those alone."""
     tile_copies: int = 0
     """How often a tile is there in fp32 as well: not at all where a Triton kernel works in place."""
     compiled: bool = False
     """Fused pointwise kernels compute again in the backward what is cheap."""
     unties_embeddings: bool = False
     """The output layer is a copy of embeddings that the model's files hold once."""
+    shares_inputs: bool = False
+    """Adapters take a layer's input as it is, and those of layers with the same input keep it once: PEFT's on layers of
+    4 bits under CUDA's autocast. Elsewhere it gives each adapter a copy in the adapter's own type."""
     quantized_inputs_kept: bool = False
     """4-bit layers keep their input though nothing needs it, as those of bitsandbytes before 0.43 did."""
     buckets: bool = False
@@ -211,7 +224,7 @@ class MemoryEstimate:
     reference: float = 0.0
     """The copy of the base that a full model is compared with."""
     by_moment: dict[str, float] = field(default_factory=dict)
-    """The sum at each of the four, without slack and context."""
+    """The sum at each of the six, without slack and context."""
 
     @property
     def total(self) -> float:
@@ -250,38 +263,55 @@ def estimate(shape: ModelShape, setup: TrainingSetup) -> MemoryEstimate:
     if setup.optimizer_in_backward:
         gradients = largest
     early = gradients if setup.accumulates else min(gradients, largest)
+    tied = largest if setup.moves_vocabulary and shape.tied_embeddings and not setup.unties_embeddings else 0.0
 
     tokens = setup.micro_batch * setup.length
-    block = tokens * _block(shape, setup)
+    mask = _mask(setup)
+    block = tokens * _block(shape, setup) + mask
     boundary = tokens * _boundary(shape, setup)
-    ends = tokens * _ends(shape, setup)
     copies = _copies(shape, setup)
     kept = boundary * shape.num_layers if setup.checkpointing else block * shape.num_layers
     if setup.offloads_activations and setup.checkpointing:
         kept = 2 * boundary  # the one in use, and the next on its way
-    working = tokens * _gradients_of_block(shape, setup) + gathered + _unpacked(shape, setup)
+    kept += mask / BYTES[setup.compute]
+    ends = tokens * _ends(shape, setup)
     again = block if setup.checkpointing else 0.0
+    working = tokens * _gradients_of_block(shape, setup) + _unpacked(shape, setup)
+    working = gathered + max(working, _norms_of_dora(shape, setup))
     logits = tokens * setup.loss_rows * shape.vocab_size * setup.kept_logit_bytes
-    loss_bytes = _loss(shape, setup) + logits
 
-    moments: dict[Literal["loss", "last block", "first block", "optimizer"], dict[str, float]] = {
+    moments: dict[Moment, dict[str, float]] = {
+        "forward": {
+            "gradients": gradients if setup.accumulates else 0.0,
+            "activations": kept + ends + copies["forward"],
+            "loss": min(_loss_forward(shape, setup), _loss(shape, setup)),
+            "temporary": gathered,
+        },
         "loss": {
             "gradients": gradients if setup.accumulates else 0.0,
-            "activations": kept + ends + copies,
-            "loss": loss_bytes,
+            "activations": kept + ends + copies["loss"],
+            "loss": _loss(shape, setup) + logits,
             "temporary": gathered,
         },
         "last block": {
             "gradients": early,
-            "activations": kept + again + copies,
+            "activations": kept + again + copies["last block"],
             "loss": logits,
-            "temporary": working,
+            "temporary": working + tied,
         },
         "first block": {
             "gradients": gradients if setup.accumulates else max(early, gradients - _last_gradients(shape, setup)),
-            "activations": (boundary if setup.checkpointing else block) + again + copies / shape.num_layers,
+            "activations": (boundary if setup.checkpointing else block) + again + copies["first block"],
             "loss": logits,
-            "temporary": working,
+            "temporary": working + tied,
+        },
+        "embeddings": {
+            "gradients": gradients,
+            "activations": 0.0,
+            "loss": logits,
+            # As a whole, whatever few rows were used. The output layer's is added where both are one, and then the sum
+            # to what earlier micro-batches left.
+            "temporary": (largest if setup.accumulates else 0.0) + 2 * tied,
         },
         "optimizer": {
             "gradients": gradients,
@@ -309,7 +339,7 @@ def _held(shape: ModelShape, setup: TrainingSetup) -> dict[str, float]:
         "reference": weights if setup.reference else 0.0,
         "quantization": constants,
         "adapter": 0.0 if setup.tuning == "full" else trained * BYTES[setup.trained],
-        "optimizer": 0.0 if setup.states_in_host_memory else trained * setup.state_bytes,
+        "optimizer": 0.0 if setup.states_in_host_memory else _states(shape, setup, trained),
     }
     return {name: size / setup.shards for name, size in held.items()}
 
@@ -416,12 +446,59 @@ def _unpacked(shape: ModelShape, setup: TrainingSetup) -> float:
     return max(_size(shape, role) for role in (*ATTENTION, *shape.mlp)) * 2.0
 
 
-def _copies(shape: ModelShape, setup: TrainingSetup) -> float:
-    """Under autocast: of each weight in 16 bits, held by the graph; with checkpointing of one block at a time."""
+def _states(shape: ModelShape, setup: TrainingSetup, trained: int) -> float:
+    """Of the optimizer, for all trained parameters."""
+    moves = setup.tuning == "full" or setup.trains_embeddings
+    if setup.vocabulary_state_bytes is None or not moves:
+        return trained * setup.state_bytes
+    few = shape.vocabulary_params
+    return (trained - few) * setup.state_bytes + few * setup.vocabulary_state_bytes
+
+
+def _copies(shape: ModelShape, setup: TrainingSetup) -> dict[Moment, float]:
+    """Of weights in 16 bits, under autocast over weights of 32.
+
+    Each call of a layer makes one, which the graph holds where nothing is computed again. Of trained weights autocast
+    holds it itself, until the forward ends, and no second call makes another (PyTorch's `autocast_mode.cpp`).
+    """
     if not setup.autocast or setup.weights != "fp32":
+        return {"forward": 0.0, "loss": 0.0, "last block": 0.0, "first block": 0.0}
+    block = shape.block_params * 2.0
+    all_blocks = block * shape.num_layers
+    head = 0.0  # a tile of the loss copies its own columns
+    if setup.loss_tile is None and not setup.scores:
+        head = shape.vocabulary_params * 2.0 * (1 if setup.moves_vocabulary else setup.head_calls)
+    held = 0.0 if setup.checkpointing else all_blocks
+    return {
+        "forward": (all_blocks if setup.tuning == "full" else held) + head,
+        "loss": held + head,
+        "last block": held or block,
+        "first block": block,
+    }
+
+
+def _mask(setup: TrainingSetup) -> float:
+    """Of one block, in the type of the queries."""
+    return setup.micro_batch * setup.length**2 * BYTES[setup.compute] if setup.masked else 0.0
+
+
+def _norms_of_dora(shape: ModelShape, setup: TrainingSetup) -> float:
+    """While DoRA takes the norms of a layer's weights, as PEFT (0.21) does.
+
+    It makes the adapter's own weights of a unit matrix, which their graph keeps in the type of computing; then there
+    are those, the layer's in the same type, what is added to them, and the sum.
+    """
+    layers = [role for role in setup.targets if role != "head"]
+    if not setup.use_dora or not layers:
         return 0.0
-    blocks = 1 if setup.checkpointing else shape.num_layers
-    return (shape.block_params * blocks + shape.vocabulary_params) * 2.0
+    computed = BYTES[setup.compute] if setup.autocast else BYTES[setup.trained]
+    unit = BYTES[setup.trained] + (computed if setup.autocast else 0.0)
+    own = 0.0 if setup.weights == setup.trained else BYTES[setup.trained]
+    found = 0.0
+    for role in layers:
+        side, size = shape.linear(role)[0] ** 2, _size(shape, role)
+        found = max(found, side * unit, side * computed + size * (3 * BYTES[setup.trained] + own))
+    return found
 
 
 def _stream(setup: TrainingSetup) -> float:
@@ -441,6 +518,8 @@ def _loss(shape: ModelShape, setup: TrainingSetup) -> float:
     copies = setup.tile_copies * 4.0 * min(columns, shape.vocab_size)
     trained = setup.moves_vocabulary
     gradients = 4.0 * shape.hidden_size * (tokens + (shape.vocab_size if trained else 0))
+    if setup.autocast and setup.weights == "fp32":
+        gradients += min(columns, shape.vocab_size) * shape.hidden_size * BYTES[setup.compute]
     return rows * (tile + copies) + gradients
 
 
@@ -517,15 +596,16 @@ def _adapters(shape: ModelShape, setup: TrainingSetup, roles: tuple[Role, ...], 
     hit = [role for role in roles if role in setup.targets]
     if not hit:
         return 0.0
-    adapters = len(hit) * setup.rank * BYTES[setup.trained]
-    if setup.use_dora:  # the gradient of the magnitude needs what the layer and the adapter made
-        adapters += sum(shape.linear(role)[1] for role in hit) * (compute + BYTES[setup.trained])
-    inputs = 1 if setup.fused_qkv and roles[0] == "q" else len(hit)
     computed = compute if setup.autocast else max(compute, BYTES[setup.trained])
-    adapters = adapters * computed / BYTES[setup.trained] if setup.autocast else adapters
+    adapters = len(hit) * setup.rank * (compute if setup.autocast else BYTES[setup.trained])
+    if setup.use_dora:  # the gradient of the magnitude needs what the layer and the adapter made
+        adapters += sum(shape.linear(role)[1] for role in hit) * (compute + computed)
+    inputs = 1 if setup.fused_qkv and roles[0] == "q" else len(hit)
     if setup.dropout:  # for each its own: what is left, and the mask
         return adapters + inputs * width * (computed + setup.mask_bytes)
-    if BYTES[setup.trained] > compute:  # PEFT gives adapters their input in their own type: a copy for each
+    if (
+        BYTES[setup.trained] > compute and not setup.shares_inputs
+    ):  # PEFT gives adapters their input in their own type: a copy for each
         return adapters + inputs * width * computed
     return adapters + (0.0 if already else width * compute)
 

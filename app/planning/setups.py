@@ -75,6 +75,9 @@ def setup_of(spec: JobSpec, shape: ModelShape, device: Device) -> TrainingSetup:
     rows = resolved(given.per_device_train_batch_size)
     method = spec.method.type
     weights: Weights = "fp32" if tuning.type == "full" else device.precision
+    # transformers hands SDPA a mask where rows of a batch differ in length, or lie in a pack; it then copies keys and
+    # values for each query head.
+    masked = rows > 1 or method in PAIRS or bool(given.packing)
     return TrainingSetup(
         tuning=tuning.type,
         micro_batch=2 * rows if method in PAIRS else rows,
@@ -85,6 +88,7 @@ def setup_of(spec: JobSpec, shape: ModelShape, device: Device) -> TrainingSetup:
         trained="fp32",
         state_bytes=states,
         step_bytes=step if device.kind == "cuda" else 0.0,  # on a CPU torch goes parameter by parameter
+        vocabulary_state_bytes=8.0 if "8bit" in given.optim else None,
         states_in_host_memory=given.optim.startswith("paged") and device.kind == "cuda",
         accumulates=resolved(given.gradient_accumulation_steps) > 1,
         **_saved(tuning, shape),
@@ -94,8 +98,9 @@ def setup_of(spec: JobSpec, shape: ModelShape, device: Device) -> TrainingSetup:
         mask_bytes=1.0 if device.kind == "cuda" else 4.0,
         use_dora=isinstance(tuning, LoraTuning) and tuning.use_dora,
         checkpointing=bool(given.gradient_checkpointing),
-        # transformers hands SDPA a mask where rows of a batch differ in length, and then copies keys and values.
-        repeats_kv=(rows > 1 or method in PAIRS) and not given.packing,
+        repeats_kv=masked,
+        masked=masked,
+        shares_inputs=isinstance(tuning, QloraTuning) and device.kind == "cuda" and device.precision == "bf16",
         fused_qkv=any("q" in group for group in shape.fused),
         loss_tile=None if method in LOGIT_BYTES else LOSS_TILE,
         tile_copies=0 if device.kind == "cuda" else TILE_COPIES,

@@ -128,7 +128,7 @@ def asked(goal: Goal, **known: Any) -> Situation:
             asked("task", hardware=gpus("16 GB")),
             "supervised",
             Option("qlora", 16),
-            "takes 18.2 GiB, and 16 GB has 15.0",
+            "takes 18.3 GiB, and 16 GB has 15.0",
             "Dettmers",
         ),
         (asked("task", priority="memory"), "supervised", Option("qlora", 16), "little more than a quarter", "Dettmers"),

@@ -11,9 +11,9 @@ from transformers import AutoModelForCausalLM
 
 from app.jobs.spec import JobSpec
 from app.planning import recipes
-from app.planning.memory import ModelShape
+from app.planning.memory import ModelShape, estimate
 from app.planning.recipes import Facts
-from app.planning.setups import Device
+from app.planning.setups import Device, setup_of
 from tests import tiny
 from tests.worker.training.conftest import MakeJob
 from tests.worker.training.counted import count
@@ -143,6 +143,33 @@ def test_a_few_blocks_stand_for_many_that_are_alike(tuning: dict[str, Any], chec
     from_a_few = dry_run(config, spec, BF16)
     config.not_alike = [0] * (LAYERS - 1) + [1]  # a list with an entry for each block, so that each is tried
     assert dry_run(config, spec, BF16) == from_a_few
+
+
+LLAMA_1B = ModelShape(2048, 16, 32, 8, 64, 8192, 128256, tied_embeddings=True)
+
+
+@pytest.mark.parametrize(
+    ("tuning", "hyperparameters"),
+    [
+        # Autocast holds copies of all blocks until the forward ends, and the one gradient of embeddings and output
+        # layer is summed of two.
+        ({"type": "full"}, {"gradient_checkpointing": True}),
+        # Adapters on 4-bit layers share their input, and SDPA keeps a mask of numbers for each block.
+        pytest.param({"type": "qlora"}, {"gradient_checkpointing": False}, marks=pytest.mark.long),
+        pytest.param({"type": "lora", "modules_to_save": ["embed_tokens"]}, CHECKPOINTING, marks=pytest.mark.long),
+        pytest.param({"type": "lora", "use_dora": True}, {"gradient_checkpointing": False}, marks=pytest.mark.long),
+        pytest.param({"type": "lora"}, {"packing": True, "gradient_checkpointing": True}, marks=pytest.mark.long),
+        pytest.param({"type": "full"}, {"optim": "adamw_bnb_8bit", **CHECKPOINTING}, marks=pytest.mark.long),
+    ],
+    ids=str,
+)
+def test_the_formula_knows_what_it_finds_of_a_real_shape(
+    tuning: dict[str, Any], hyperparameters: dict[str, Any]
+) -> None:
+    spec = spec_of(tuning, per_device_train_batch_size=2, **hyperparameters)
+    found = dry_run(tiny.config_of("llama", LLAMA_1B), spec, BF16)
+    said = estimate(LLAMA_1B, setup_of(spec, LLAMA_1B, BF16))
+    assert said.total == pytest.approx(max(found.train.by_moment.values()), rel=0.03), (said, found.train)
 
 
 def test_every_byte_at_the_peak_is_told_apart() -> None:

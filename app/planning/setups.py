@@ -16,8 +16,8 @@ STATES = {
     "adafactor": (0.02, 4.0),  # a row and a column instead of a matrix (Shazeer and Stern 2018), and the update
 }
 """Bytes a trained parameter by optimizer: of its states, and of what a step holds beside them."""
-LOSS_TILE = (4096, 32768)
-"""Tokens and columns of the vocabulary that TRL 1.16 computes logits for at a time."""
+LOSS_TILE = {"cuda": (4096, 32768), "cpu": (512, 32768)}
+"""Tokens and columns of the vocabulary that TRL 1.16 computes logits for at a time; the tokens on CPUs are our own."""
 TILE_COPIES = 5
 """Of a tile in fp32 while TRL differentiates it without Triton, as on a CPU: logits, probabilities, gradients."""
 
@@ -102,7 +102,7 @@ def setup_of(spec: JobSpec, shape: ModelShape, device: Device) -> TrainingSetup:
         masked=masked,
         shares_inputs=isinstance(tuning, QloraTuning) and device.kind == "cuda" and device.precision == "bf16",
         fused_qkv=any("q" in group for group in shape.fused),
-        loss_tile=None if method in LOGIT_BYTES else LOSS_TILE,
+        loss_tile=None if method in LOGIT_BYTES else LOSS_TILE[device.kind],
         tile_copies=0 if device.kind == "cuda" else TILE_COPIES,
         loss_bytes=LOGIT_BYTES.get(method, FULL_LOSS),
         reference=tuning.type == "full" and method in REFERENCED,  # an adapter is turned off to be its own

@@ -28,6 +28,7 @@ from app.jobs.spec import JobSpec, LoraTuning, QloraTuning, resolved
 from worker.training import configs, data, initial, model
 from worker.training.device import Device
 from worker.training.failures import MethodNotSupported, SpecUnusable
+from worker.training.logits import spare_logits
 
 
 def build(
@@ -44,6 +45,7 @@ def build(
     `MethodNotSupported` where the installed TRL has no trainer for the method; `SpecUnusable` for what the base's own
     modules do not allow.
     """
+    spare_logits(machine)
     tuning = spec.tuning if isinstance(spec.tuning, LoraTuning) else None
     if tuning is not None:
         model.require_target_modules(base_model, tuning.target_modules)

@@ -108,6 +108,7 @@ def test_the_dry_run_takes_what_a_step_of_the_trainer_takes(
     monkeypatch.setenv("FINETUNED_PRECISION", case.precision)
     rows = 8 if case.ragged else 2
     chosen = {"batch_size": rows, "per_device_train_batch_size": rows, "packing": False, "max_steps": 2}
+    chosen["train_on"] = "all"  # a dry run has a label for every token
     chosen |= case.hyperparameters
     told = [LONG, SHORT] * 4 if case.ragged else [LONG] * 8
     work_dir = make_job(case.tuning, rows=told, model=case.family, block=case.block, **chosen)

@@ -11,6 +11,8 @@ def load() -> Work:
     """Import what training takes; what is loaded late is imported ahead where there is time."""
     set_environment()
     from worker.training import preload
+
+    preload.import_bitsandbytes()
     from worker.training.train import make_ready, train
 
     if not is_told():

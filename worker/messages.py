@@ -46,6 +46,21 @@ class Metrics(Message, frozen=True):
     """By how much, in the mean; of single answers, the wanted ones' reward over the others'."""
 
 
+class Shrunk(Message, frozen=True):
+    """There was no memory for as many rows at a time: a step is made of more and smaller parts from here on."""
+
+    per_device_train_batch_size: int
+    gradient_accumulation_steps: int
+
+
+class Probed(Message, frozen=True):
+    """The longest batch, an evaluation's and a save went well before the first step."""
+
+    memory_bytes: int
+    """Peak of it: allocated on the device, or resident on a CPU."""
+    seconds: float
+
+
 class Eval(Message, frozen=True):
     """Loss on the validation file."""
 
@@ -89,7 +104,7 @@ class Failed(Message, frozen=True):
     retryable: bool = False
 
 
-AnyMessage = Phase | Metrics | Eval | Checkpoint | Notice | Done | Stopped | Failed
+AnyMessage = Phase | Shrunk | Probed | Metrics | Eval | Checkpoint | Notice | Done | Stopped | Failed
 
 _decoder = msgspec.json.Decoder(AnyMessage)
 

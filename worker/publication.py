@@ -19,6 +19,7 @@ from app.files.models import File
 from app.jobs import lifecycle
 from app.jobs.models import Job
 from app.jobs.prepared import Prepared
+from app.jobs.spec import JobSpec
 from app.registry import card, names
 from app.registry import service as registry
 from app.registry.manifest import Manifest, PublishedFile, TrainingFile, TrainingReport, as_document, is_whole
@@ -54,8 +55,9 @@ def publish(folder: Path, storage: Storage, origin: Origin, *, step: int | None 
     Raises `ValueError` for a folder that holds a pickle.
     """
     report = TrainingReport.model_validate(json.loads((folder / "metrics.json").read_text()))
+    spec = JobSpec.model_validate_json((folder / "job.json").read_text())  # as it was trained, which may have shrunk
     stored = [_published(path, folder, storage) for path in sorted(folder.rglob("*")) if path.is_file()]
-    job, spec = origin.job, origin.job.current_spec
+    job = origin.job
     name = names.of_result(spec.model, origin.project_name, spec.suffix, job_id=job.id)
     manifest = Manifest(
         id=name if step is None else names.of_checkpoint(name, step),

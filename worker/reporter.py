@@ -15,6 +15,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from app.db import new_session
 from app.errors import IllegalMove
 from app.jobs import events, service
+from app.planning.hardware import GIB
 from app.settings import get_settings
 from app.work import service as work_service
 from app.work.lifecycle import Claim
@@ -36,6 +37,8 @@ class _Batch:
     told: list[tuple[events.Level, str]] = field(default_factory=list)
     measured: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
     resumed_from: int | None = None
+    shrunk: messages.Shrunk | None = None
+    probed: messages.Probed | None = None
 
 
 class Reporter:
@@ -84,6 +87,15 @@ class Reporter:
         try:
             with new_session() as session, session.begin():
                 service.report(session, self._claim, progress=self._progress, told=batch.told, measured=batch.measured)
+                if (shrunk := batch.shrunk) is not None:
+                    service.shrink(
+                        session,
+                        self._claim,
+                        per_device=shrunk.per_device_train_batch_size,
+                        accumulation=shrunk.gradient_accumulation_steps,
+                    )
+                if (probed := batch.probed) is not None:
+                    service.note_probe(session, self._claim, memory_bytes=probed.memory_bytes, seconds=probed.seconds)
                 if batch.resumed_from is not None:
                     work_service.note_resume(session, self._claim, batch.resumed_from)
         except IllegalMove:
@@ -102,6 +114,13 @@ class Reporter:
                 if resumed is not None:
                     batch.resumed_from = resumed
                     batch.told.append(("info", f"Training goes on from the checkpoint at step {resumed}"))
+            case messages.Shrunk():
+                batch.shrunk = message
+            case messages.Probed(memory_bytes=peak, seconds=seconds):
+                batch.probed = message
+                batch.told.append(
+                    ("info", f"Probed: the longest batch fits, with {peak / GIB:.2f} GiB at its peak ({seconds:.1f} s)")
+                )
             case messages.Metrics():
                 batch.measured.append(_step(message))
                 self._progress = {**self._progress, **_progress(message)}

@@ -42,6 +42,8 @@ class Job(Base):
     """A `Prepared`: what preparing found."""
     plan: Mapped[dict[str, Any] | None]
     """A `PlanRead`: what it was planned to take, once the files are prepared; None: its base's shape is not known."""
+    probe: Mapped[dict[str, Any] | None]
+    """What its longest batch took before the first step: a `ProbeRead`."""
     status: Mapped[str] = mapped_column(server_default=JobStatus.VALIDATING_FILES)
     desired: Mapped[str] = mapped_column(server_default=Desired.RUN)
     paused_by: Mapped[str | None]

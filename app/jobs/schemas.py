@@ -18,6 +18,17 @@ class JobError(BaseModel):
     param: str | None
 
 
+class ProbeRead(BaseModel):
+    """The longest batch, a step of the optimizer, an evaluation's batch and a save, before the first step."""
+
+    memory_bytes: int
+    memory_gib: float
+    """Peak: allocated on the device, or resident on a CPU. Beside the plan's `memory.train_peak_gib`."""
+    seconds: float
+    per_device_train_batch_size: int
+    """Of the batch; fewer than was planned where `resources.on_oom` had it shrink."""
+
+
 class JobRead(BaseModel):
     """OpenAI's fine-tuning job, and what this service adds below."""
 
@@ -49,6 +60,8 @@ class JobRead(BaseModel):
     progress: dict[str, Any] | None
     plan: dict[str, Any] | None
     """What it was planned to take, once its files are prepared, as `POST /v1/fine_tuning/plans` answers."""
+    probe: ProbeRead | None
+    """What its longest batch took, which is known before its first step."""
     queue: str
     desired: str
     paused_by: str | None
@@ -89,6 +102,7 @@ class JobRead(BaseModel):
             warnings=job.warnings or [],
             progress=job.progress,
             plan=job.plan,
+            probe=ProbeRead.model_validate(job.probe) if job.probe else None,
             queue=job.queue,
             desired=job.desired or "run",
             paused_by=job.paused_by,

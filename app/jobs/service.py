@@ -19,6 +19,8 @@ from app.jobs import events, lifecycle, parents, tunings
 from app.jobs.models import Job, JobCheckpoint, JobEvent, Label
 from app.jobs.spec import JobRequest
 from app.pages import Page, page_of
+from app.planning import fitting
+from app.planning.hardware import GIB
 from app.plans import service as plans
 from app.reads import Reads, question
 from app.registry.models import RegisteredModel
@@ -193,6 +195,25 @@ def report(
         events.measure(session, holder.subject, message, data)
     for level, message in told:
         events.tell(session, holder.subject, message, level=level)
+
+
+def shrink(session: Session, holder: Claim, *, per_device: int, accumulation: int) -> None:
+    """A step is made of smaller parts, in later attempts too. Raises `IllegalMove` once the claim is lost."""
+    work.require_held(session, holder)
+    job = session.get_one(Job, holder.subject, with_for_update=True)
+    job.resolved = fitting.regrouped(job.current_spec, per_device, accumulation).model_dump(mode="json")
+
+
+def note_probe(session: Session, holder: Claim, *, memory_bytes: int, seconds: float) -> None:
+    """What the longest batch took, beside what was planned. Raises `IllegalMove` once the claim is lost."""
+    work.require_held(session, holder)
+    job = session.get_one(Job, holder.subject, with_for_update=True)
+    job.probe = {
+        "memory_bytes": memory_bytes,
+        "memory_gib": round(memory_bytes / GIB, 4),
+        "seconds": round(seconds, 2),
+        "per_device_train_batch_size": job.current_spec.hyperparameters.per_device_train_batch_size,
+    }
 
 
 def unfinished(session: Session, job_ids: list[str]) -> set[str]:

@@ -210,7 +210,11 @@ class Resources(SpecPart):
     gpu_memory_gb: Annotated[int, Field(ge=1, le=1024)] | None = Field(None, description="At least so much, in GB.")
     priority: Literal["low", "normal", "high"] = "normal"
     max_runtime: Annotated[int | None, only(None)] = None
-    on_oom: Annotated[str, only("fail")] = "fail"
+    on_oom: Literal["fail", "shrink"] = Field(
+        "fail",
+        description="Where a GPU's memory does not suffice: `fail`, with what would fit; or `shrink`: half as many rows"
+        " at a time and as many a step, until they fit.",
+    )
 
 
 def _short_metadata(pairs: dict[str, str]) -> dict[str, str]:

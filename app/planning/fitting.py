@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from app.jobs.spec import JobSpec
+from app.jobs.spec import JobSpec, resolved
 from app.planning import recipes
 from app.planning.memory import MemoryEstimate, ModelShape, TrainingSetup, estimate
 from app.planning.recipes import Facts
@@ -69,6 +69,31 @@ def changes(spec: JobSpec, facts: Facts, shape: ModelShape, device: Device, room
     return _fields(made, taken)
 
 
+def shrunk(spec: JobSpec) -> JobSpec | None:
+    """A resolved spec with half as many rows at a time and as many a step; None where there is no half.
+
+    An odd number is divided by what divides it. KTO compares the rows of a batch, so it keeps two.
+    """
+    given = spec.hyperparameters
+    rows, accumulation = resolved(given.per_device_train_batch_size), resolved(given.gradient_accumulation_steps)
+    for parts in range(2, rows // _least(spec) + 1):
+        if rows % parts == 0:
+            return regrouped(spec, rows // parts, accumulation * parts)
+    return None
+
+
+def _least(spec: JobSpec) -> int:
+    return 2 if spec.method.type == "kto" else 1
+
+
+def regrouped(spec: JobSpec, per_device: int, accumulation: int) -> JobSpec:
+    """A resolved spec with its steps made of other parts."""
+    body = spec.model_dump(mode="json")
+    numbers = {"per_device_train_batch_size": per_device, "gradient_accumulation_steps": accumulation}
+    body["method"][spec.method.type]["hyperparameters"] |= numbers
+    return type(spec).model_validate(body)
+
+
 Field = tuple[str, Any, str]
 """A path in the spec, its value, and what that costs."""
 Step = tuple[Field, ...]
@@ -84,7 +109,7 @@ def _checkpointing(spec: JobSpec) -> Iterator[Step]:
 def _smaller_batches(spec: JobSpec) -> Iterator[Step]:
     given = spec.hyperparameters
     rows, accumulation = given.per_device_train_batch_size, given.gradient_accumulation_steps
-    while isinstance(rows, int) and isinstance(accumulation, int) and rows > 1 and rows % 2 == 0:
+    while isinstance(rows, int) and isinstance(accumulation, int) and rows >= 2 * _least(spec) and rows % 2 == 0:
         rows, accumulation = rows // 2, accumulation * 2
         yield (
             (spec.param("per_device_train_batch_size"), rows, "Steps are the same, and a little slower."),

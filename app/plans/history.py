@@ -4,7 +4,7 @@ import statistics
 from collections import defaultdict
 from typing import Any
 
-from sqlalchemy import Select, select
+from sqlalchemy import Select, func, select
 from sqlalchemy.orm import Session
 
 from app.jobs.models import Job
@@ -19,6 +19,7 @@ LATEST = 200
 """Jobs that are looked at, of all classes together."""
 ENOUGH = 3
 """Jobs of a class before its plans are corrected by them."""
+ROWS = "per_device_train_batch_size"
 MOST_CORRECTED = 2.0
 """Up and down: what is further off is another thing than a device's habit."""
 
@@ -36,11 +37,23 @@ def measured(session: Session) -> dict[str, list[Measured]]:
 
 
 def corrections(session: Session) -> dict[str, float]:
-    """What jobs took at their peak over what the formula said, by worker class: medians of three jobs or more."""
-    parts_of, peak_of = Job.plan["memory"]["breakdown_gib"], RegisteredModel.metrics["peak_memory_bytes"].as_float()
-    rows = _latest(parts_of, peak_of).where(Job.plan["device"].astext == Job.queue)
+    """What jobs took at their peak over what the formula said, by worker class: medians of three jobs or more.
+
+    By their probe, which is there as soon as they begin to train; of those without one by what their result says.
+    """
+    at_its_end = RegisteredModel.metrics["peak_memory_bytes"].as_float()
+    peak_of = func.coalesce(Job.probe["memory_bytes"].as_float(), at_its_end)
+    rows = (
+        select(Job.queue, Job.plan["memory"]["breakdown_gib"], peak_of, Job.plan["resolved"]["method"], Job.probe)
+        .outerjoin(RegisteredModel, (RegisteredModel.job_id == Job.id) & RegisteredModel.step.is_(None))
+        .where(Job.plan["device"].astext == Job.queue, peak_of.is_not(None))
+        .order_by(Job.seq.desc())
+        .limit(LATEST)
+    )
     ratios = defaultdict[str, list[float]](list)
-    for queue, parts, peak in session.execute(rows):
+    for queue, parts, peak, planned, probe in session.execute(rows):
+        if probe is not None and probe[ROWS] != planned[planned["type"]]["hyperparameters"][ROWS]:
+            continue  # it has shrunk, and is not what was planned
         # What torch counts of a GPU has neither the context nor what the allocator cannot use.
         apart = ("correction",) if queue == CPU else ("correction", "fragmentation", "context")
         said = sum(size for name, size in parts.items() if name not in apart) * GIB

@@ -63,6 +63,7 @@ def offer(tmp_path: Path, session: Session, origin: Origin) -> Offer:
         measured = {"checkpoint": {"step": step, "train_loss": 1.0, "valid_loss": valid_loss}}
         metrics = report | ({} if spoilt else measured)
         (arriving / "metrics.json").write_text(json.dumps(metrics))
+        (arriving / "job.json").write_text(origin.job.current_spec.model_dump_json())
         return arriving.rename(folder)
 
     return make

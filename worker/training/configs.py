@@ -125,6 +125,16 @@ def reward_config(spec: JobSpec, given: RewardHyperparameters, device: Device, o
     )
 
 
+def batches(spec: JobSpec) -> dict[str, int]:
+    """How many rows are computed at a time, and how often before a step."""
+    given = spec.hyperparameters
+    return {
+        "per_device_train_batch_size": resolved(given.per_device_train_batch_size),
+        "per_device_eval_batch_size": recipes.rows_at_a_time(spec),
+        "gradient_accumulation_steps": resolved(given.gradient_accumulation_steps),
+    }
+
+
 def _of_all(spec: JobSpec, device: Device, output_dir: Path) -> dict[str, Any]:
     """What every trainer takes. When to save and to evaluate is our callback's to say, so both strategies are off;
     which checkpoints go is `checkpoints.prune`'s, because transformers drops old ones before the new one is committed.
@@ -134,9 +144,7 @@ def _of_all(spec: JobSpec, device: Device, output_dir: Path) -> dict[str, Any]:
         "output_dir": str(output_dir),
         "num_train_epochs": resolved(given.n_epochs),
         "max_steps": given.max_steps or -1,
-        "per_device_train_batch_size": resolved(given.per_device_train_batch_size),
-        "per_device_eval_batch_size": recipes.rows_at_a_time(spec),
-        "gradient_accumulation_steps": resolved(given.gradient_accumulation_steps),
+        **batches(spec),
         "learning_rate": float(given.learning_rate),
         "lr_scheduler_type": given.lr_scheduler_type,
         "warmup_steps": float(given.warmup_ratio),  # transformers 5 takes the fraction here

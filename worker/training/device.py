@@ -6,6 +6,7 @@ import math
 import os
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -57,6 +58,18 @@ def peak_memory_bytes(device: Device) -> int:
     # Not getrusage's maximum: across an exec, that one remembers what the parent had.
     status = Path("/proc/self/status").read_text()
     return int(status.split("VmHWM:", 1)[1].split(maxsplit=1)[0]) * 1024
+
+
+def forget_peak(device: Device) -> None:
+    """Have the peak begin again at what is in use now, where the kernel lets a process ask for that."""
+    if device.kind == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        return
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "malloc_trim"):  # glibc's own
+        libc.malloc_trim(0)
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
 
 
 def _keep_freed_memory() -> None:

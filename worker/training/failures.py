@@ -40,6 +40,11 @@ class MethodNotSupported(Exception):
     """The installed libraries cannot train by this method."""
 
 
+OUT_OF_HOST_MEMORY = ("can't allocate memory", "Cannot allocate memory", "not enough memory")
+OUT_OF_MEMORY = (*OUT_OF_HOST_MEMORY, "out of memory", "ALLOC_FAILED")
+"""What torch says of an allocation that failed: its own, and those that CUDA or a library of it made."""
+
+
 class TrainingSpoilt(Exception):
     """A run went wrong and stopped by itself; each kind has its code."""
 
@@ -70,6 +75,25 @@ class LossDiverged(TrainingSpoilt):
     code = "loss_diverged"
 
 
+class DoesNotFit(Exception):
+    """A job ran out of its device's memory; `param` is what to change first.
+
+    `retryable`: its next attempt takes less.
+    """
+
+    def __init__(self, message: str, param: str, *, retryable: bool = False) -> None:
+        super().__init__(message)
+        self.param = param
+        self.retryable = retryable
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation failed, on a GPU or in the machine's memory."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, RuntimeError) and any(part in str(error) for part in OUT_OF_MEMORY)
+
+
 def classify(error: BaseException, method: str) -> Failed:
     """Anything that can end a trainer, as the message that says so. `method`: the type of the spec's."""
     hyperparameters = f"method.{method}.hyperparameters"
@@ -86,6 +110,8 @@ def classify(error: BaseException, method: str) -> Failed:
             return Failed(code="invalid_chat_template", message=_sentence(error), param="model")
         case BaseChanged():
             return Failed(code="base_model_changed", message=_sentence(error), param="model")
+        case DoesNotFit(param=param, retryable=retryable):
+            return Failed(code="out_of_memory", message=_sentence(error), param=param, retryable=retryable)
         case TargetModulesUnusable():
             return Failed(code="invalid_target_modules", message=_sentence(error), param="tuning.target_modules")
         case PackingNotSupported():
@@ -129,7 +155,7 @@ def _of_torch(error: BaseException, hyperparameters: str) -> Failed:
             " (resources.gpu_memory_gb).",
             param=f"{hyperparameters}.per_device_train_batch_size",
         )
-    if isinstance(error, RuntimeError) and ("can't allocate memory" in text or "not enough memory" in text):
+    if isinstance(error, RuntimeError) and any(part in text for part in OUT_OF_HOST_MEMORY):
         return _out_of_host_memory()
     if type(error).__name__ == "AcceleratorError" or "CUDA error" in text:
         return Failed(code="device_failed", message=f"The worker's GPU failed: {text}"[:2000], retryable=True)

@@ -9,12 +9,13 @@ from app.jobs.prepared import Prepared
 from app.jobs.spec import JobSpec
 from app.planning import recipes
 from worker import messages
-from worker.training import checkpoints, device, model, trainers
+from worker.training import checkpoints, device, model, probe, remedies, trainers
 from worker.training.base import parent_of, work_offline
 from worker.training.callbacks import NoLongerImproving, Pace, Progress
 from worker.training.checkpoints import Checkpoint
 from worker.training.child import Report, StopNow, StopRequest
 from worker.training.choice import choose
+from worker.training.failures import is_out_of_memory
 from worker.training.health import Health
 from worker.training.preparation import prepare, write_last
 from worker.training.result import Result
@@ -38,6 +39,15 @@ def train(work_dir: Path, report: Report, stop: StopRequest) -> messages.Done | 
     adapter = work_dir / "parent" if parent is not None and parent.kind == "adapter" else None
     trainer = trainers.build(work_dir, spec, machine, base_model, tokenizer, adapter)
     checkpoint = checkpoints.newest_verified(work_dir / "checkpoints")
+    if checkpoint is None:
+
+        def smaller(too_large: JobSpec) -> JobSpec:
+            fewer = remedies.shrink(work_dir, too_large, report)
+            if fewer is None:
+                raise remedies.does_not_fit(too_large, prepared, base, machine, "before the first step")
+            return fewer
+
+        spec = probe.probe(trainer, spec, machine, report, smaller)
     progress = Progress(report, machine, checkpoint)
     trainer.add_callback(progress)
     result = Result(trainer, tokenizer, spec, prepared, machine, base, progress)
@@ -51,8 +61,16 @@ def train(work_dir: Path, report: Report, stop: StopRequest) -> messages.Done | 
     trainer.add_callback(pace)
     loaded = time.perf_counter()
 
-    if not run_steps(trainer, checkpoint, pace, report, stop):
-        return messages.Stopped(trainer.state.global_step)
+    try:
+        if not run_steps(trainer, checkpoint, pace, report, stop):
+            return messages.Stopped(trainer.state.global_step)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        explained = remedies.in_training(work_dir, spec, prepared, base, machine, report)
+        if explained is None:
+            raise
+        raise explained from error
     trained = time.perf_counter()
 
     report(messages.Phase(phase="saving"))

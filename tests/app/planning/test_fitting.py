@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from app.jobs.spec import JobSpec
-from app.planning.fitting import changes, peak
+from app.planning.fitting import changes, peak, shrunk
 from app.planning.hardware import GIB, GPUS
 from app.planning.memory import ModelShape
 from app.planning.recipes import Facts
@@ -54,6 +54,28 @@ def test_the_smallest_changes_that_make_it_fit_are_named(
     given: JobSpec, gpu: str, wanted: list[tuple[str, Any]]
 ) -> None:
     assert needed(given, gpu) == wanted
+
+
+@pytest.mark.parametrize(
+    ("method", "rows", "parts"),
+    [
+        ("supervised", 8, [4, 2, 1]),
+        ("supervised", 6, [3, 1]),
+        ("kto", 8, [4, 2]),
+        ("kto", 6, [3]),
+        ("kto", 9, [3]),
+    ],
+)
+def test_fewer_rows_at_a_time_are_as_many_a_step(method: str, rows: int, parts: list[int]) -> None:
+    numbers = {"per_device_train_batch_size": rows, "gradient_accumulation_steps": 2, "batch_size": 2 * rows}
+    block = {"type": method, method: {"hyperparameters": numbers}}
+    given: JobSpec | None = JobSpec.model_validate({"model": "m", "training_file": "f", "method": block})
+    found = []
+    while given is not None and (given := shrunk(given)) is not None:
+        of = given.hyperparameters
+        found.append(of.per_device_train_batch_size)
+        assert (of.per_device_train_batch_size * of.gradient_accumulation_steps, of.batch_size) == (2 * rows, 2 * rows)
+    assert found == parts
 
 
 def test_a_large_batch_is_made_of_smaller_ones_before_anything_is_lost() -> None:

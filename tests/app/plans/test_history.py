@@ -6,6 +6,7 @@ from starlette.testclient import TestClient
 
 from app.auth import Project
 from app.jobs import lifecycle
+from app.jobs import service as jobs
 from app.jobs.models import Job
 from app.plans import history
 from app.plans.schemas import PlanRead
@@ -43,6 +44,19 @@ def done(session: Session, project: Project, *, times_the_plan: float) -> None:
     session.expire_all()
 
 
+def probed(session: Session, project: Project, *, times_the_plan: float, shrinks: bool) -> None:
+    """A job of this plan that trains, and whose probe took so many times the memory it was planned to take."""
+    with session.begin():
+        job = make_queued_job(session, project)
+        planned = of_job(session, project, job.current_spec, make_prepared())
+        assert planned is not None
+        job.plan = PlanRead.of(planned).model_dump(mode="json")
+        claim = take(session)
+        if shrinks:
+            jobs.shrink(session, claim, per_device=1, accumulation=16)
+        jobs.note_probe(session, claim, memory_bytes=round(times_the_plan * planned.plan.memory.total), seconds=1.0)
+
+
 def test_plans_are_corrected_by_the_median_of_three_jobs(
     client: TestClient, session: Session, project: Project
 ) -> None:
@@ -54,6 +68,17 @@ def test_plans_are_corrected_by_the_median_of_three_jobs(
         assert after["breakdown_gib"]["correction"] == pytest.approx(
             (corrected - 1) * before["train_peak_gib"], abs=0.002
         )
+    with session.begin():
+        assert history.corrections(session) == {"cpu": pytest.approx(1.3, rel=0.01)}
+
+
+def test_a_job_counts_by_its_probe_as_soon_as_it_trains_and_not_once_it_has_shrunk(
+    session: Session, project: Project
+) -> None:
+    for times, shrinks in ((1.2, False), (1.3, False), (5.0, True), (1.4, False)):
+        with session.begin():
+            assert history.corrections(session) == {}
+        probed(session, project, times_the_plan=times, shrinks=shrinks)
     with session.begin():
         assert history.corrections(session) == {"cpu": pytest.approx(1.3, rel=0.01)}
 

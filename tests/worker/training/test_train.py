@@ -140,7 +140,7 @@ def test_the_story_is_told_in_order(make_job: Any, run: Any) -> None:
 
     kinds = [f"{message.phase}" if isinstance(message, messages.Phase) else type(message).__name__ for message in said]
     epoch = ["Metrics"] * 4 + ["Eval", "Checkpoint"]
-    assert kinds == ["loading", "training", *epoch, *epoch, "saving", "Done"]
+    assert kinds == ["loading", "Probed", "training", *epoch, *epoch, "saving", "Done"]
     metrics = [message for message in said if isinstance(message, messages.Metrics)]
     assert [message.step for message in metrics] == list(range(1, 9))
     assert {message.total_steps for message in metrics} == {8}

@@ -33,7 +33,7 @@ def import_bitsandbytes() -> None:
         compiled = functools.cache(lambda: at_once(function, **options))
         return functools.wraps(function)(lambda *args, **kwargs: compiled()(*args, **kwargs))
 
-    torch.compile = when_called
+    torch.compile = when_called  # type: ignore[assignment]  # which has an overload for each way to call it
     try:
         _try("bitsandbytes")
     finally:

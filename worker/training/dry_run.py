@@ -68,6 +68,26 @@ class NoDryRun(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
+class Habits:
+    """What trainers on these libraries do each in their own way; by default, as ours does."""
+
+    autocast: bool = True
+    """Whether layers compute in 16 bits by autocast; else in the types that weights and adapters have."""
+    base: torch.dtype | None = None
+    """How the base lies in memory where it is not in 4 bits; by default fp32 where it is trained itself."""
+    adapter: torch.dtype = torch.float32
+    double_quantization: bool = True
+    """Whether constants of 4-bit weights have 8 bits themselves, else 32."""
+    tiles: bool = True
+    """TRL's loss, a tile of the logits at a time; else transformers' own, over all of them in fp32."""
+    holds_logits: bool = False
+    """All logits, while the loss is differentiated: a loop of one's own that has what the model returned."""
+
+
+OURS = Habits()
+
+
+@dataclass(frozen=True, slots=True)
 class DryRun:
     """What a step takes."""
 
@@ -79,7 +99,12 @@ class DryRun:
 
 
 def dry_run(
-    base: PreTrainedConfig | Path, spec: JobSpec, device: setups.Device, *, padded: bool | None = None
+    base: PreTrainedConfig | Path,
+    spec: JobSpec,
+    device: setups.Device,
+    *,
+    padded: bool | None = None,
+    habits: Habits = OURS,
 ) -> DryRun:
     """Take the second step of a resolved spec, when the optimizer has its states, and evaluate a batch.
 
@@ -98,28 +123,30 @@ def dry_run(
     depth = config.get_text_config().num_hidden_layers
     with FakeTensorMode(allow_non_fake_inputs=True), _like(machine, config):
         if depth > max(DEPTHS) and _blocks_are_alike(config):
-            fewer, more = (_take(_of_depth(config, few), spec, machine, padded) for few in DEPTHS)
+            fewer, more = (_take(_of_depth(config, few), spec, machine, habits, padded) for few in DEPTHS)
             train, evaluation = _deepened(fewer[0], more[0], depth), _deepened(fewer[1], more[1], depth)
         else:
-            train, evaluation = _take(config, spec, machine, padded)
+            train, evaluation = _take(config, spec, machine, habits, padded)
     found, by_layer = _estimate(train, machine)
     return DryRun(train=found, by_layer=by_layer, evaluation=round(_estimate(evaluation, machine)[0].total))
 
 
-def _take(config: PreTrainedConfig, spec: JobSpec, machine: Device, padded: bool | None) -> tuple[Moments, Moments]:
+def _take(
+    config: PreTrainedConfig, spec: JobSpec, machine: Device, habits: Habits, padded: bool | None
+) -> tuple[Moments, Moments]:
     """Of a step, and of an evaluation's batch."""
     rows = resolved(spec.hyperparameters.per_device_train_batch_size)
     length = resolved(spec.hyperparameters.max_length)
-    trained = _model(config, spec, machine)
+    trained = _model(config, spec, machine, habits)
     with _Answers():
         optimizer = _optimizer(trained, spec, machine)
     batch = _batch(rows, length, packed=bool(spec.hyperparameters.packing), padded=padded)
     with _watched(trained, optimizer, machine) as live, _Answers():
-        _step(trained, optimizer, batch, spec, machine, live)
+        _step(trained, optimizer, batch, spec, machine, habits, live)
     trained.eval()
     batch = _batch(recipes.rows_at_a_time(spec), length, packed=False, padded=padded)
     with _watched(trained, optimizer, machine) as evaluating, _Answers(), torch.no_grad():
-        _loss(trained, batch, machine)
+        _loss(trained, batch, machine, habits)
     return live.highest, evaluating.highest
 
 
@@ -237,22 +264,22 @@ def _grouped_product(left: torch.Tensor, right: torch.Tensor, ends: torch.Tensor
     return left.new_empty((*groups, left.shape[-2], right.shape[-1]))
 
 
-def _model(config: PreTrainedConfig, spec: JobSpec, machine: Device) -> torch.nn.Module:
+def _model(config: PreTrainedConfig, spec: JobSpec, machine: Device, habits: Habits) -> torch.nn.Module:
     """As `worker.training.model` loads it and TRL's trainer makes it ready: in shapes alone first, then with storages.
 
     The libraries move and cast what they make, which a fake tensor does not bear.
     """
-    trained = _shapes(config, spec, machine)
-    _give_storages(trained, machine.compute_dtype)
+    trained = _shapes(config, spec, machine, habits)
+    _give_storages(trained, machine.compute_dtype, habits)
     return trained.train()
 
 
-def _shapes(config: PreTrainedConfig, spec: JobSpec, machine: Device) -> torch.nn.Module:
+def _shapes(config: PreTrainedConfig, spec: JobSpec, machine: Device, habits: Habits) -> torch.nn.Module:
     tuning = spec.tuning
     with unset_fake_temporarily(), torch.device("meta"):
         base = AutoModelForCausalLM.from_config(
             config,
-            dtype=configs.base_dtype(spec, machine),
+            dtype=habits.base or configs.base_dtype(spec, machine),
             attn_implementation=machine.attention,
             trust_remote_code=False,
         )
@@ -265,22 +292,26 @@ def _shapes(config: PreTrainedConfig, spec: JobSpec, machine: Device) -> torch.n
         if isinstance(tuning, LoraTuning):
             model.require_target_modules(base, tuning.target_modules)
             whole, tied = model.modules_to_save(base, tuning)
-            trained = get_peft_model(base, configs.lora_config(spec, tuning, whole, tied=tied))
-            model.keep_adapter_in_fp32(trained)
+            wide = habits.adapter is torch.float32
+            config_of_adapter = configs.lora_config(spec, tuning, whole, tied=tied)
+            trained = get_peft_model(base, config_of_adapter, autocast_adapter_dtype=wide)
+            if wide:
+                model.keep_adapter_in_fp32(trained)
     if spec.hyperparameters.gradient_checkpointing:
         # No mode for functions is at work in a backward, so that what is computed again there needs its own.
         again = {"context_fn": lambda: (nullcontext(), like_cuda.Functions())} if machine.kind == "cuda" else {}
         base.gradient_checkpointing_enable({"use_reentrant": False, **again})
         if isinstance(tuning, LoraTuning):
             base.enable_input_require_grads()
-    add_fused_lm_head(base, outputs=("log_probs", "entropy", "is_top1"))
+    if habits.tiles:
+        add_fused_lm_head(base, outputs=("log_probs", "entropy", "is_top1"))
     text = config.get_text_config()
     if hasattr(text, "output_router_logits"):
         text.output_router_logits = getattr(text, "router_aux_loss_coef", 0.0) != 0.0
     return trained
 
 
-def _give_storages(trained: torch.nn.Module, compute_dtype: torch.dtype) -> None:
+def _give_storages(trained: torch.nn.Module, compute_dtype: torch.dtype, habits: Habits) -> None:
     """To each parameter and buffer its own; to 4-bit weights that of their packed bytes. What is tied stays tied."""
     made: dict[int, torch.nn.Parameter] = {}
     for module in trained.modules():
@@ -289,7 +320,7 @@ def _give_storages(trained: torch.nn.Module, compute_dtype: torch.dtype) -> None
                 continue
             if id(parameter) not in made:
                 packs = isinstance(module, bitsandbytes.nn.Linear4bit) and name == "weight"
-                made[id(parameter)] = _packed(parameter, compute_dtype) if packs else _storage(parameter)
+                made[id(parameter)] = _packed(parameter, compute_dtype, habits) if packs else _storage(parameter)
             module._parameters[name] = made[id(parameter)]
         for name, buffer in module._buffers.items():
             if buffer is not None:
@@ -300,8 +331,8 @@ def _storage(parameter: torch.nn.Parameter) -> torch.nn.Parameter:
     return torch.nn.Parameter(torch.empty(parameter.shape, dtype=parameter.dtype), parameter.requires_grad)
 
 
-def _packed(weight: torch.nn.Parameter, compute_dtype: torch.dtype) -> torch.nn.Parameter:
-    """Two weights a byte, with the constants of NF4 and double quantization, as `bitsandbytes.nn.Params4bit` has them.
+def _packed(weight: torch.nn.Parameter, compute_dtype: torch.dtype, habits: Habits) -> torch.nn.Parameter:
+    """Two weights a byte, with the constants of NF4, as `bitsandbytes.nn.Params4bit` has them.
 
     An ordinary parameter with its attributes: a subclass of tensors cannot be fake.
     """
@@ -313,17 +344,18 @@ def _packed(weight: torch.nn.Parameter, compute_dtype: torch.dtype) -> torch.nn.
         blocksize=NESTED_BLOCK,
         dtype=torch.float32,
     )
+    twice = habits.double_quantization
     packed: Any = torch.nn.Parameter(torch.empty(math.ceil(numbers / 2), 1, dtype=torch.uint8), requires_grad=False)
-    packed.quant_type, packed.compress_statistics, packed.bnb_quantized = "nf4", True, True
+    packed.quant_type, packed.compress_statistics, packed.bnb_quantized = "nf4", twice, True
     packed.quant_state = QuantState(
-        absmax=torch.empty(blocks, dtype=torch.uint8),
+        absmax=torch.empty(blocks, dtype=torch.uint8 if twice else torch.float32),
         shape=weight.shape,
         code=torch.empty(16),
         blocksize=BLOCK,
         quant_type="nf4",
         dtype=compute_dtype,
-        offset=torch.empty(()),
-        state2=outer,
+        offset=torch.empty(()) if twice else None,
+        state2=outer if twice else None,
     )
     made: torch.nn.Parameter = packed
     return made
@@ -404,7 +436,8 @@ def _constants(parameter: torch.nn.Parameter) -> list[torch.Tensor]:
     state = getattr(parameter, "quant_state", None)
     if state is None:
         return []
-    return [value for one in (state, state.state2) for value in vars(one).values() if torch.is_tensor(value)]
+    held = [value for one in (state, state.state2) if one is not None for value in vars(one).values()]
+    return [value for value in held if torch.is_tensor(value)]
 
 
 def _go_on(live: LiveStorages, moment: str, part: str) -> None:
@@ -471,6 +504,7 @@ def _step(
     batch: dict[str, torch.Tensor],
     spec: JobSpec,
     machine: Device,
+    habits: Habits,
     live: LiveStorages,
 ) -> None:
     """As transformers' trainer steps. Of several micro-batches the last is taken, to which there are gradients."""
@@ -479,9 +513,11 @@ def _step(
             if parameter.requires_grad:
                 parameter.grad = torch.empty_like(parameter)
                 live.count(parameter.grad, "gradients")
-    loss: Any = _loss(trained, batch, machine)  # whose backward torch does not type
+    loss: Any  # whose backward torch does not type
+    loss, logits = _loss(trained, batch, machine, habits)
     _go_on(live, "loss again", "loss")
     loss.backward()
+    del logits
     del loss  # whose graph holds the embeddings, and their gradient, where checkpointing asks for one
     _go_on(live, "optimizer", "temporary")
     torch.nn.utils.clip_grad_norm_(trained.parameters(), float(spec.hyperparameters.max_grad_norm))
@@ -489,13 +525,19 @@ def _step(
     optimizer.zero_grad()
 
 
-def _loss(trained: torch.nn.Module, batch: dict[str, torch.Tensor], machine: Device) -> torch.Tensor:
-    """As `trl.SFTTrainer.compute_loss` has it."""
-    autocast = torch.autocast("cpu", torch.bfloat16, enabled=machine.precision == "bf16")
+def _loss(
+    trained: torch.nn.Module, batch: dict[str, torch.Tensor], machine: Device, habits: Habits
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """As `trl.SFTTrainer.compute_loss` has it, or transformers' models themselves; and logits that somebody holds."""
+    autocast = torch.autocast("cpu", torch.bfloat16, enabled=machine.precision == "bf16" and habits.autocast)
+    if not habits.tiles:
+        with _mask_only_where_rows_differ(batch), autocast:
+            outputs = trained(**batch, use_cache=False)
+        return outputs.loss, outputs.logits if habits.holds_logits else None
     with _mask_only_where_rows_differ(batch), autocast:
         outputs = trained(**batch, use_cache=False, fused_lm_head=True)
     loss: torch.Tensor = (-outputs.log_probs).sum() / outputs.label_mask.sum().clamp(min=1)
-    return loss if outputs.aux_loss is None else loss + outputs.aux_loss
+    return loss if outputs.aux_loss is None else loss + outputs.aux_loss, None
 
 
 def _estimate(moments: Moments, machine: Device) -> tuple[MemoryEstimate, tuple[int, ...]]:

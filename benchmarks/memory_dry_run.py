@@ -19,7 +19,7 @@ from app.planning import recipes
 from app.planning.memory import FULL_LOSS, MemoryEstimate, ModelShape, Role, TrainingSetup
 from app.planning.recipes import Facts
 from app.planning.setups import Device
-from worker.training.dry_run import Habits, dry_run
+from worker.training.fake_step import Habits, dry_run
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 FAMILIES = {"gemma-2": "gemma2", "gemma": "gemma", "qwen": "qwen2", "mistral": "mistral", "phi-3": "phi3"}

@@ -2,9 +2,9 @@
 
 import statistics
 from collections import defaultdict
-from typing import Any
+from typing import Any, Literal
 
-from sqlalchemy import Select, select
+from sqlalchemy import Select, func, select
 from sqlalchemy.orm import Session
 
 from app.jobs.models import Job
@@ -35,10 +35,16 @@ def measured(session: Session) -> dict[str, list[Measured]]:
     return found
 
 
-def corrections(session: Session) -> dict[str, float]:
-    """What jobs took at their peak over what the formula said, by worker class: medians of three jobs or more."""
-    parts_of, peak_of = Job.plan["memory"]["breakdown_gib"], RegisteredModel.metrics["peak_memory_bytes"].as_float()
+def corrections(session: Session, basis: Literal["formula", "dry_run"] = "formula") -> dict[str, float]:
+    """What jobs took at their peak over what was said by the formula, or by a dry run: by worker class, medians of
+    three jobs or more."""
+    # A plan's memory is the formula's until there is a dry run; then that of the formula lies beside it.
+    memory = Job.plan["memory"]["breakdown_gib"]
+    parts_of = func.coalesce(Job.plan["formula"]["breakdown_gib"], memory) if basis == "formula" else memory
+    peak_of = RegisteredModel.metrics["peak_memory_bytes"].as_float()
     rows = _latest(parts_of, peak_of).where(Job.plan["device"].astext == Job.queue)
+    if basis == "dry_run":
+        rows = rows.where(Job.plan["memory"]["basis"].astext == basis)
     ratios = defaultdict[str, list[float]](list)
     for queue, parts, peak in session.execute(rows):
         # What torch counts of a GPU has neither the context nor what the allocator cannot use.

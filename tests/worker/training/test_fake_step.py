@@ -17,7 +17,7 @@ from app.planning.setups import Device, setup_of
 from tests import tiny
 from tests.worker.training.conftest import MakeJob
 from tests.worker.training.counted import count
-from worker.training.dry_run import Habits, NoDryRun, dry_run
+from worker.training.fake_step import Habits, NoDryRun, dry_run
 
 Precision = Literal["fp32", "bf16"]
 LONG = {"messages": [{"role": "user", "content": "Which colour? " * 12}, {"role": "assistant", "content": "Red. " * 9}]}

@@ -75,6 +75,10 @@ class Settings(BaseSettings):
     """
     prepared_sets_kept: Duration = timedelta(days=7)
     """How long tokenised rows are kept that no job uses."""
+    dry_runs: bool = True
+    """Follow each plan by a dry run of its step, some ten seconds of one core on the `prepare` queue."""
+    plans_kept: Duration = timedelta(days=30)
+    """How long a plan can be asked for again, and its dry run saves another."""
 
     worker_class: Annotated[str, Field(pattern=r"^(cpu|gpu-[1-9][0-9]*)$")] | None = None
     """`cpu` or `gpu-<GB>`; None: what the worker's device is."""

@@ -2,8 +2,9 @@
 of the study that this project began with beside what our trainer would take.
 
 Each row of the file is a run whose conditions are known, columns as in `vram-calibration.csv`. Prints a row's published
-peak, the formula's, and their ratio; then quantiles of the error, for the rows that are complete (`core`) and for all.
-What is read here is what a column says of the run, never which number would fit.
+peak, the formula's, and for a row that was trained with transformers and PEFT the dry run's, with their ratios; then
+quantiles of the error, for the rows that are complete (`core`), for all, and for those with a dry run. What is read is
+what a column says of the run, never which number would fit.
 """
 
 import csv
@@ -12,7 +13,7 @@ import re
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -23,6 +24,7 @@ from app.planning.hardware import GIB
 from app.planning.memory import FULL_LOSS, ModelShape, Role, TrainingSetup, Weights, estimate, trained_params
 from app.planning.recipes import Facts
 from app.planning.setups import STATES, Device, setup_of
+from benchmarks import memory_dry_run
 
 Row = Mapping[str, str]
 
@@ -222,19 +224,52 @@ def main(paths: Sequence[str]) -> None:
     for path in paths:
         with Path(path).open(newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
-        ratios: list[tuple[str, float]] = []
-        print(f"{'id':6} {'use':6} {'model':24} {'method':12} {'published':>9} {'formula':>8} {'ratio':>6}  moment")
-        for row in rows:
-            shape = shape_of_row(row)
-            found = estimate(shape, setup_of_row(row, shape))
-            published, formula = float(row["peak_gib_per_gpu"]), found.total / GIB
-            ratios.append((row["use_for_scoring"], formula / published))
-            print(
-                f"{row['id']:6} {row['use_for_scoring']:6} {row['model'][:24]:24} {row['method'][:12]:12}"
-                f" {published:9.2f} {formula:8.2f} {formula / published:6.3f}  {found.moment}"
-            )
+        print(
+            f"{'id':6} {'use':6} {'model':24} {'method':12} {'published':>9} {'formula':>8} {'ratio':>6}"
+            f" {'dry run':>8} {'ratio':>6}"
+        )
+        compared = [_compare(row) for row in rows]
         for use in ("core", None):
-            _print_errors(use or "all", [ratio for its, ratio in ratios if use in (its, None)])
+            those = [one for one in compared if use in (one.use, None)]
+            _print_errors(f"{use or 'all'}, formula", [one.formula for one in those])
+        for framework in (None, *sorted({one.framework for one in compared if one.dry_run})):
+            tried = [one for one in compared if one.dry_run and framework in (one.framework, None)]
+            name = framework or "all with a dry run"
+            _print_errors(f"{name}, formula", [one.formula for one in tried])
+            _print_errors(f"{name}, dry run", [one.dry_run for one in tried if one.dry_run])
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """A row's estimates, as ratios to what was published."""
+
+    use: str
+    framework: str
+    formula: float
+    dry_run: float | None
+    """None where the row was trained with other libraries, or no dry run can be made of it."""
+
+
+def _compare(row: Row) -> Compared:
+    """Both estimates of a row, printed."""
+    shape = shape_of_row(row)
+    setup = setup_of_row(row, shape)
+    formula = estimate(shape, setup).total / GIB
+    published = float(row["peak_gib_per_gpu"])
+    print(
+        f"{row['id']:6} {row['use_for_scoring']:6} {row['model'][:24]:24} {row['method'][:12]:12}"
+        f" {published:9.2f} {formula:8.2f} {formula / published:6.3f}",
+        end="",
+    )
+    tried = None
+    if memory_dry_run.is_covered(row, setup):
+        try:
+            tried = memory_dry_run.of_row(row, shape, setup).total / GIB / published
+            print(f" {tried * published:8.2f} {tried:6.3f}", end="")
+        except Exception as error:  # noqa: BLE001  a row that cannot be run shall not hide the others
+            print(f" {type(error).__name__}: {str(error)[:60]}", end="")
+    print(flush=True)
+    return Compared(row["use_for_scoring"], row["framework"], formula / published, tried)
 
 
 def _print_errors(name: str, ratios: list[float]) -> None:

@@ -218,9 +218,12 @@ def _planning(api: Recorder, training_file: str) -> None:
     question = {"goal": "style", "model": "tiny", "training_file": training_file, "gpu_memory_gb": [24]}
     api.show(f"POST {RECOMMENDATIONS}", body=question)
     assumed = {"rows": 1000, "tokens": 300_000, "longest": 200}
-    api.show(
+    plan = api.show(
         f"POST {PLANS}", body={"model": "tiny", "training_file": None, "assume": assumed, "tuning": {"type": "lora"}}
     )
+    its = f"GET {PLANS}/{{plan_id}}"
+    wait_for(lambda: api.call(its, plan_id=plan["id"])["dry_run"]["status"] != "in_progress", 200, every=0.5)
+    api.show(its, plan_id=plan["id"])
 
 
 def _jobs(api: Recorder, training_file: str, validation_file: str) -> tuple[str, str]:
@@ -329,5 +332,5 @@ def _refusals(api: Recorder, job_id: str, training_file: str) -> None:
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory(prefix="ft-") as folder:
         tiny.make_base(Path(folder) / "models" / "tiny")
-        with running.up(Path(folder), FINETUNED_WEBHOOK_ALLOW="127.0.0.0/8") as service:
+        with running.up(Path(folder), FINETUNED_WEBHOOK_ALLOW="127.0.0.0/8", FINETUNED_DRY_RUNS="true") as service:
             FILE.write_text(json.dumps(record(service), indent=1, ensure_ascii=False) + "\n")

@@ -27,6 +27,7 @@ SHORT = {
     "FINETUNED_RETRY_DELAYS": "[0.5, 1]",
     "FINETUNED_MAX_RETRIES": "2",
     "FINETUNED_STOP_GRACE": "3",
+    "FINETUNED_DRY_RUNS": "false",  # ten seconds of a core after each job; who tests them turns them on
     "FINETUNED_TORCH_THREADS": "1",  # two threads at a tiny model wait for each other, and on a busy machine for long
 }
 

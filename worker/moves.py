@@ -7,6 +7,7 @@ from sqlalchemy.orm import Session
 
 from app.files import service as files
 from app.jobs import lifecycle as jobs
+from app.plans import stored as plans
 from app.reports import lifecycle as reports
 from app.work import lifecycle as work
 from app.work.lifecycle import Claim
@@ -21,6 +22,8 @@ def fail(session: Session, claim: Claim, error: dict[str, Any]) -> None:
         jobs.fail(session, claim, error)
     elif claim.kind is WorkKind.FETCH:
         files.fail_to_arrive(session, claim, error)
+    elif claim.kind is WorkKind.PLAN:
+        plans.fail(session, claim, error)
     else:
         reports.fail(session, claim, error)
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from app.files.judging import Judgement
 from app.jobs.prepared import Prepared
+from app.planning.dry_runs import DryRun
 from app.registry.manifest import Manifest
 from app.storage import Blob
 
@@ -36,6 +37,13 @@ class Shown:
     """Prepared rows, token by token."""
 
     rows: list[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Counted:
+    """A dry run found what a step takes."""
+
+    found: DryRun
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,4 +88,16 @@ class Failed:
         return {"code": self.code, "message": self.message, "param": self.param}
 
 
-Outcome = FilesPrepared | Arrived | Answered | Shown | Published | Cancelled | Paused | Interrupted | TakenOver | Failed
+Outcome = (
+    FilesPrepared
+    | Arrived
+    | Answered
+    | Shown
+    | Counted
+    | Published
+    | Cancelled
+    | Paused
+    | Interrupted
+    | TakenOver
+    | Failed
+)

@@ -1,8 +1,11 @@
-"""Attempts at what the `prepare` queue holds: a job's files, a report on a file, a preview of some rows."""
+"""Attempts at what the `prepare` queue holds: a job's files, a report on a file, a preview of some rows, a dry run."""
 
 import json
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
+
+from pydantic import TypeAdapter
 
 from app import queue
 from app.db import new_session
@@ -11,13 +14,15 @@ from app.files.models import File
 from app.files.report import Report
 from app.files.spec import DataSpec
 from app.jobs.prepared import Prepared
+from app.planning.dry_runs import DryRun
+from app.plans import stored as plans
 from app.reports import service as reports
 from app.reports.models import FilePreview, FileReport, PreparedSet
 from app.storage import Blob, Damaged, Storage, get_storage
 from app.work.lifecycle import Claim
 from worker import sets, workspace
 from worker.given import given, models
-from worker.outcomes import Answered, Cancelled, FilesPrepared, Outcome, Shown
+from worker.outcomes import Answered, Cancelled, Counted, FilesPrepared, Outcome, Shown
 from worker.supervisor import Ending, Finished
 
 Attend = Callable[[], Ending]
@@ -79,6 +84,21 @@ def show(claim: Claim, folder: Path, attend: Attend) -> Outcome:
     (folder / "shown.json").write_text(json.dumps(sets.chosen(storage, report, findings, asked.asked)))
     ending = attend()
     return Shown(json.loads((folder / "preview.json").read_text())) if isinstance(ending, Finished) else ending
+
+
+def count(claim: Claim, folder: Path, attend: Attend) -> Outcome:
+    """What a step would take, for plans; it is asked for by a base's config alone."""
+    with new_session() as session, session.begin():
+        asked = plans.asked(session, claim.subject)
+    if asked is None:
+        return Cancelled()  # its plans are forgotten
+    (folder / "config.json").write_text(json.dumps(asked.config))
+    (folder / "job.json").write_text(asked.spec.model_dump_json(indent=2))
+    (folder / "device.json").write_text(json.dumps(asdict(asked.device)))
+    ending = attend()
+    if not isinstance(ending, Finished):
+        return ending
+    return Counted(TypeAdapter(DryRun).validate_json((folder / "dry_run.json").read_text()))
 
 
 def _fill(folder: Path, by_name: dict[str, File], storage: Storage) -> None:

@@ -80,6 +80,8 @@ class Slot:
                     return fetching.fetch(claim, lease)
                 case WorkKind.PREVIEW:
                     return preparing.show(claim, folder, lambda: self._attend(claim, folder, lease))
+                case WorkKind.PLAN:
+                    return preparing.count(claim, folder, lambda: self._attend(claim, folder, lease))
                 case WorkKind.TRAIN:
                     return self._train(claim, folder, lease)
                 case _:
@@ -133,7 +135,8 @@ class Slot:
             return attend(child, lease, folder / "trainer.log", hear)
         finally:
             child.close()
-            self.trainers.stand_by(claim.kind)
+            if claim.kind is not WorkKind.PLAN:  # which nobody waits for as for a job, and which holds torch
+                self.trainers.stand_by(claim.kind)
 
 
 def _project_name(job: Job) -> str:

@@ -20,7 +20,7 @@ from app.jobs.models import Job
 from app.jobs.prepared import Prepared
 from app.planning import guardrails, recipes
 from app.plans import service as plans
-from app.plans.schemas import PlanRead
+from app.plans import stored
 from app.registry import manifest as manifests
 from app.registry import service as registry
 from app.registry.manifest import Manifest
@@ -36,6 +36,7 @@ from worker.outcomes import (
     Answered,
     Arrived,
     Cancelled,
+    Counted,
     Failed,
     FilesPrepared,
     Interrupted,
@@ -93,6 +94,8 @@ def _settle(claim: Claim, outcome: Outcome) -> str | None:
                 reports.answer(session, claim, set_key)
             case Shown(rows):
                 reports.show(session, claim, rows)
+            case Counted(found):
+                stored.answer(session, claim, found)
             case Cancelled():
                 moves.stop(session, claim)
             case Paused():
@@ -115,7 +118,8 @@ def _queue_training(session: Session, claim: Claim, prepared: Prepared) -> None:
     """By its plan, to the smallest worker class with room; where its base's shape is not known, as it was submitted."""
     job = session.get_one(Job, claim.subject)
     spec = job.current_spec
-    planned = plans.of_job(session, session.get_one(Project, job.project_id), spec, prepared)
+    project = session.get_one(Project, job.project_id)
+    planned = plans.of_job(session, project, spec, prepared)
     if planned is None:
         facts = recipes.facts_of(prepared, device="cpu" if job.queue == CPU else "cuda")
         resolved, warnings = recipes.resolve(spec, facts), guardrails.warnings(spec, facts)
@@ -131,7 +135,7 @@ def _queue_training(session: Session, claim: Claim, prepared: Prepared) -> None:
         prepared=prepared,
         resolved=plan.resolved,
         warnings=planned.warnings,
-        plan=PlanRead.of(planned).model_dump(mode="json"),
+        plan=stored.keep_of_job(session, project, job, planned),
         queue=place.name if place.is_here else None,
     )
 

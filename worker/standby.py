@@ -22,6 +22,7 @@ MODULES = {
     WorkKind.PREPARE: "worker.training.prepare",
     WorkKind.REPORT: "worker.training.prepare",
     WorkKind.PREVIEW: "worker.training.prepare",
+    WorkKind.PLAN: "worker.training.dry_run",
     WorkKind.TRAIN: "worker.training",
 }
 HIDDEN = ("FINETUNED_DATABASE_URL", "FINETUNED_BROKER_URL", "FINETUNED_STORAGE_URL", "FINETUNED_API_KEY", "AWS_", "PG")

@@ -15,6 +15,7 @@ from sqlalchemy.orm import Session
 from app import queue
 from app.db import new_session
 from app.jobs import retention
+from app.plans import stored as plans
 from app.settings import get_settings
 from app.storage import get_storage
 from app.webhooks import service as webhooks
@@ -48,6 +49,7 @@ def sweep(session: Session, *, take_back: bool) -> list[str]:
             _take_back(session, claim, host=str(where["host"]))
     service.forget_silent(session, WORKERS_KEPT)
     webhooks.forget(session, DELIVERIES_KEPT)
+    plans.forget(session, get_settings().plans_kept)
     return service.unheard(session)
 
 

@@ -1,6 +1,7 @@
 """`finetuned plan`: what a job would take, before there is one."""
 
 import json
+import time
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,16 +10,21 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from app.cli.client import AsJson, CommandFailed, Refused, connected
+from app.cli.client import AsJson, Client, CommandFailed, Refused, connected
 from app.cli.submit import FILES, place, read_spec, uploaded
 
 SHOWN = 0.005
 """GiB; what rounds to nothing is left out of the breakdown."""
+PATIENCE = 30.0
+"""Seconds for a dry run: some ten of one core, where it is not known already."""
+INTERVAL = 0.5
+BASES = {"formula": "by the formula", "dry_run": "counted by a dry run"}
 
 
 def plan(
     spec: Annotated[Path, typer.Argument(metavar="job.yaml", help="A job spec; 'finetuned init' writes one.")],
     as_json: AsJson = False,
+    wait: Annotated[bool, typer.Option(help="Wait up to 30 s for the dry run, which counts memory exactly.")] = True,
 ) -> None:
     """Plan a job: what fits, how long it takes, what would make it fit; exit code 1 where it fits nowhere here.
 
@@ -29,6 +35,8 @@ def plan(
     try:
         with_files = {name: uploaded(client, spec, body[name], as_json=as_json) for name in FILES if body.get(name)}
         found = client.post("/v1/fine_tuning/plans", body | with_files)
+        if wait:
+            found = _dry_run(client, found)
     except Refused as error:
         raise CommandFailed(f"{place(spec, text, error.param)}{error}") from error
     if as_json:
@@ -38,6 +46,15 @@ def plan(
     raise typer.Exit(0 if found["fits"] else 1)
 
 
+def _dry_run(client: Client, found: dict[str, Any]) -> dict[str, Any]:
+    """The plan once its dry run is there, or as it is when patience is at its end."""
+    deadline = time.monotonic() + PATIENCE
+    while found["dry_run"]["status"] == "in_progress" and time.monotonic() < deadline:
+        time.sleep(INTERVAL)
+        found = client.get(f"/v1/fine_tuning/plans/{found['id']}")
+    return found
+
+
 def show(found: dict[str, Any]) -> None:
     """As sentences and tables."""
     console = Console(highlight=False)
@@ -45,8 +62,12 @@ def show(found: dict[str, Any]) -> None:
     verdict = "fits" if found["fits"] else "[bold]does not fit[/bold]"
     console.print(
         f"It {verdict} [bold]{escape(found['device'])}[/bold]: {memory['train_peak_gib']:.1f} GiB while training"
-        f" (the {escape(memory['at'])} is the peak), {memory['eval_peak_gib']:.1f} GiB while evaluating."
+        f" (the {escape(memory['at'])} is the peak), {memory['eval_peak_gib']:.1f} GiB while evaluating"
+        f" ({BASES[memory['basis']]})."
     )
+    if found["dry_run"]["status"] != "succeeded":
+        why = found["dry_run"]["reason"] or f"none yet; GET /v1/fine_tuning/plans/{found['id']} has it later."
+        console.print(f"  no dry run: {escape(why)}")
     parts = ", ".join(
         f"{name.replace('_', ' ')} {size:.2f}" for name, size in memory["breakdown_gib"].items() if size >= SHOWN
     )

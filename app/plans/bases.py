@@ -26,6 +26,8 @@ class Known:
     tokenizer_sha256: str | None
     adapter: RegisteredModel | None
     """Where the model is an adapter, which goes on training as it is."""
+    config: dict[str, Any] | None
+    """The `config.json` of the base."""
 
 
 def known(session: Session, project: Project, model: str) -> Known:
@@ -33,15 +35,15 @@ def known(session: Session, project: Project, model: str) -> Known:
     if not names.is_registered(model):
         config = catalogue.config_of(model)
         if config is None:
-            return Known(None, None, None)
-        return Known(_base(config, catalogue.tensors_of(model)), _tokenizer(model), None)
+            return Known(None, None, None, None)
+        return Known(_base(config, catalogue.tensors_of(model)), _tokenizer(model), None, config)
     try:
         row = registry.get(session, project, model)
     except NotFound as error:
         raise ModelNotFound(f"There is no model '{model}' in your registry. GET /v1/models lists yours.") from error
     full = registry.base_of(session, row) if row.kind == "adapter" else row
     config = _published_config(full) if full is not None else _config_of_base(row.base["id"])
-    return Known(_base(config), row.base["tokenizer_sha256"], row if row.kind == "adapter" else None)
+    return Known(_base(config), row.base["tokenizer_sha256"], row if row.kind == "adapter" else None, config)
 
 
 def _base(config: dict[str, Any] | None, tensors: Tensors | None = None) -> Base | None:

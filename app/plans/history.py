@@ -2,7 +2,7 @@
 
 import statistics
 from collections import defaultdict
-from typing import Any
+from typing import Any, Literal
 
 from sqlalchemy import Select, func, select
 from sqlalchemy.orm import Session
@@ -36,20 +36,26 @@ def measured(session: Session) -> dict[str, list[Measured]]:
     return found
 
 
-def corrections(session: Session) -> dict[str, float]:
-    """What jobs took at their peak over what the formula said, by worker class: medians of three jobs or more.
+def corrections(session: Session, basis: Literal["formula", "dry_run"] = "formula") -> dict[str, float]:
+    """What jobs took at their peak over what was said by the formula, or by a dry run: by worker class, medians of
+    three jobs or more.
 
     By their probe, which is there as soon as they begin to train; of those without one by what their result says.
     """
+    # A plan's memory is the formula's until there is a dry run; then that of the formula lies beside it.
+    memory = Job.plan["memory"]["breakdown_gib"]
+    parts_of = func.coalesce(Job.plan["formula"]["breakdown_gib"], memory) if basis == "formula" else memory
     at_its_end = RegisteredModel.metrics["peak_memory_bytes"].as_float()
     peak_of = func.coalesce(Job.probe["memory_bytes"].as_float(), at_its_end)
     rows = (
-        select(Job.queue, Job.plan["memory"]["breakdown_gib"], peak_of, Job.plan["resolved"]["method"], Job.probe)
+        select(Job.queue, parts_of, peak_of, Job.plan["resolved"]["method"], Job.probe)
         .outerjoin(RegisteredModel, (RegisteredModel.job_id == Job.id) & RegisteredModel.step.is_(None))
         .where(Job.plan["device"].astext == Job.queue, peak_of.is_not(None))
         .order_by(Job.seq.desc())
         .limit(LATEST)
     )
+    if basis == "dry_run":
+        rows = rows.where(Job.plan["memory"]["basis"].astext == basis)
     ratios = defaultdict[str, list[float]](list)
     for queue, parts, peak, planned, probe in session.execute(rows):
         if probe is not None and probe[ROWS] != planned[planned["type"]]["hyperparameters"][ROWS]:

@@ -5,7 +5,9 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, Field
 
+from app.planning.dry_runs import DryRun
 from app.planning.fitting import Change
+from app.planning.guardrails import Guardrail
 from app.planning.hardware import GIB
 from app.planning.memory import MemoryEstimate
 from app.planning.plan import Fit
@@ -19,11 +21,15 @@ class MemoryRead(BaseModel):
     eval_peak_gib: float
     breakdown_gib: dict[str, float] = Field(description="What lies there at the peak of training; they sum up to it.")
     at: str = Field(description="The moment of a step that is the peak.")
-    basis: Literal["formula"] = "formula"
+    basis: Literal["formula", "dry_run"] = Field(
+        "formula", description="A closed formula, or a step on tensors without numbers, counted one by one."
+    )
 
     @classmethod
-    def of(cls, found: MemoryEstimate, chosen: Fit) -> Self:
-        """In GiB."""
+    def of(
+        cls, found: MemoryEstimate, train_peak: float, eval_peak: float, basis: Literal["formula", "dry_run"]
+    ) -> Self:
+        """In GiB, from bytes; the peaks are corrected by what was measured there."""
         parts = {
             "weights": found.weights,
             "reference_model": found.reference,
@@ -36,14 +42,24 @@ class MemoryRead(BaseModel):
             "temporary": found.temporary,
             "fragmentation": found.slack,
             "context": found.context,
-            "correction": chosen.train_peak - found.total,
+            "correction": train_peak - found.total,
         }
         return cls(
-            train_peak_gib=_gib(chosen.train_peak),
-            eval_peak_gib=_gib(chosen.eval_peak),
+            train_peak_gib=_gib(train_peak),
+            eval_peak_gib=_gib(eval_peak),
             breakdown_gib={name: _gib(size) for name, size in parts.items()},
             at=found.moment,
+            basis=basis,
         )
+
+
+class DryRunRead(BaseModel):
+    """Where the dry run is, which the memory comes from once it has succeeded."""
+
+    status: Literal["in_progress", "succeeded", "failed", "unavailable"] = Field(
+        description="unavailable: none is made of such a job; `reason` says why."
+    )
+    reason: str | None = None
 
 
 class DeviceRead(BaseModel):
@@ -67,6 +83,12 @@ class DeviceRead(BaseModel):
             peak_gib=_gib(fit.peak),
             headroom_gib=_gib(fit.place.room - fit.peak),
         )
+
+    def taking(self, peak: float) -> Self:
+        """The same place with another peak, bytes."""
+        taken = _gib(peak)
+        room = round(self.gib - taken, 4)
+        return self.model_copy(update={"peak_gib": taken, "headroom_gib": room, "fits": room >= 0})
 
 
 class DurationRead(BaseModel):
@@ -105,12 +127,15 @@ class PlanRead(BaseModel):
     """What a job would take, before there is one."""
 
     object: Literal["fine_tuning.plan"] = "fine_tuning.plan"
+    id: str | None = Field(None, description="For GET /v1/fine_tuning/plans/{id}; null of a job's own plan.")
     device: str = Field(description="Where the job would go: the smallest place here with room, else the largest.")
     fits: bool
     trainable_params: int
     adapter_bytes: int | None = Field(description="Of adapter_model.safetensors; null of full fine-tuning.")
     steps: int
-    memory: MemoryRead
+    memory: MemoryRead = Field(description="By the dry run once there is one; until then by the formula.")
+    formula: MemoryRead | None = Field(None, description="What the formula says, where the memory is a dry run's.")
+    dry_run: DryRunRead
     devices: list[DeviceRead]
     duration: DurationRead
     disk_bytes: int = Field(description="On the worker while it trains, and in the storage, together.")
@@ -122,16 +147,18 @@ class PlanRead(BaseModel):
     reasons: dict[str, dict[str, str]] = Field(description="Why those numbers: by field, a reason and its source.")
 
     @classmethod
-    def of(cls, found: Planned) -> Self:
-        """From what was planned."""
+    def of(cls, found: Planned, dry_run: DryRunRead, *, plan_id: str | None = None) -> Self:
+        """From what was planned, by the formula."""
         plan, data = found.plan, found.data
         return cls(
+            id=plan_id,
             device=plan.chosen.place.name,
             fits=plan.chosen.fits,
             trainable_params=plan.trained_params,
             adapter_bytes=plan.adapter_bytes,
             steps=plan.steps,
-            memory=MemoryRead.of(plan.memory, plan.chosen),
+            memory=MemoryRead.of(plan.memory, plan.chosen.train_peak, plan.chosen.eval_peak, "formula"),
+            dry_run=dry_run,
             devices=[DeviceRead.of(fit) for fit in plan.fits],
             duration=DurationRead(
                 seconds=round(plan.duration.seconds, 1),
@@ -146,6 +173,35 @@ class PlanRead(BaseModel):
             data=DataRead(rows=data.rows, tokens=data.tokens, longest_row=data.longest_row, basis=data.basis),
             resolved=plan.resolved.model_dump(mode="json"),
             reasons={path: asdict(why) for path, why in found.reasons.items()},
+        )
+
+    def by(self, found: DryRun, correction: float) -> Self:
+        """The same plan by its dry run, which was made for the device that the formula chose and for no other."""
+        train_peak, eval_peak = found.train.total * correction, found.evaluation * correction
+        memory = MemoryRead.of(found.train, train_peak, eval_peak, "dry_run")
+        devices = [one.taking(max(train_peak, eval_peak)) if one.name == self.device else one for one in self.devices]
+        fits = next(one.fits for one in devices if one.name == self.device)
+        warnings = [*self.warnings, asdict(self._too_close(memory))] if self.fits and not fits else self.warnings
+        return self.model_copy(
+            update={
+                "memory": memory,
+                "formula": self.memory,
+                "dry_run": DryRunRead(status="succeeded"),
+                "devices": devices,
+                "fits": fits,
+                "changes": [] if fits else self.changes,
+                "warnings": warnings,
+            }
+        )
+
+    def _too_close(self, memory: MemoryRead) -> Guardrail:
+        """What the formula has room for, and the dry run has not."""
+        return Guardrail(
+            "dry_run_does_not_fit",
+            f"It fits '{self.device}' by the formula, and by the dry run takes"
+            f" {max(memory.train_peak_gib, memory.eval_peak_gib):.1f} GiB, which is more than there is.",
+            f"method.{self.resolved['method']['type']}.hyperparameters.per_device_train_batch_size",
+            "Send a smaller one, with as much more gradient_accumulation_steps.",
         )
 
 

@@ -3,6 +3,7 @@
 import json
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from typing import Any
 
 from sqlalchemy.orm import Session
 
@@ -47,6 +48,8 @@ class Planned:
     data: Data
     warnings: list[Guardrail]
     reasons: dict[str, Reason]
+    config: dict[str, Any]
+    """Of the base."""
 
 
 def of_request(session: Session, project: Project, request: PlanSpec) -> Planned:
@@ -67,7 +70,7 @@ def of_request(session: Session, project: Project, request: PlanSpec) -> Planned
         spec = parents.require_model(session, project, spec)
     data = _data(session, project, request, spec, base, known.tokenizer_sha256)
     said = [*said, NOT_COUNTED] if data.basis == "estimated" else said
-    return planned(spec, base, data, here, session, said)
+    return planned(spec, base, known.config or {}, data, here, session, said)
 
 
 def of_job(session: Session, project: Project, spec: JobSpec, prepared: Prepared) -> Planned | None:
@@ -79,7 +82,7 @@ def of_job(session: Session, project: Project, spec: JobSpec, prepared: Prepared
     if known.base is None or known.base.shape is None:
         return None
     here = places(session, spec.resources.gpu_memory_gb)
-    return planned(spec, known.base, rows.prepared(prepared), here, session, [])
+    return planned(spec, known.base, known.config or {}, rows.prepared(prepared), here, session, [])
 
 
 def require_room(session: Session, project: Project, spec: JobSpec) -> None:
@@ -114,11 +117,17 @@ def refusal(plan: Plan) -> dict[str, str]:
 
 
 def planned(
-    spec: JobSpec, base: Base, data: Data, here: tuple[Hardware, ...], session: Session, said: list[Guardrail]
+    spec: JobSpec,
+    base: Base,
+    config: dict[str, Any],
+    data: Data,
+    here: tuple[Hardware, ...],
+    session: Session,
+    said: list[Guardrail],
 ) -> Planned:
     """The plan with its words."""
     made = planning.make(spec, base, data, here, history.measured(session))
-    return Planned(made, data, [*said, *made.warnings], reasons(spec, made.resolved, made.facts))
+    return Planned(made, data, [*said, *made.warnings], reasons(spec, made.resolved, made.facts), config)
 
 
 def places(session: Session, gpu_memory_gb: int | None) -> tuple[Hardware, ...]:

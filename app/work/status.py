@@ -58,6 +58,9 @@ class WorkKind(StrEnum):
     PREVIEW = "preview"
     """Show some prepared rows, token by token; on the `prepare` queue."""
 
+    PLAN = "plan"
+    """Count what a training step would take, for plans; on the `prepare` queue."""
+
     FETCH = "fetch"
     """Copy a file from where its owner has it; on the `prepare` queue."""
 

@@ -4,10 +4,14 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 from tests import tiny
-from tests.running import Service
+from tests.running import Service, up, wait_for
 
 
 def plan(service: Service, spec: Path, *arguments: str, code: int = 0) -> tuple[str, str]:
@@ -50,6 +54,28 @@ def test_a_script_reads_json_and_plans_without_a_file(service: Service, tmp_path
     found = json.loads(plan(service, spec, "--json")[0])
     assert found["data"] == {"rows": 50, "tokens": 5000, "longest_row": 90, "basis": "assumed"}
     assert found["resolved"]["method"]["dpo"]["hyperparameters"]["beta"] == 0.1
+
+
+def test_a_job_s_plan_gets_a_dry_run_and_whoever_plans_the_same_has_it(tmp_path: Path) -> None:
+    with tempfile.TemporaryDirectory(prefix="ft-") as folder:
+        home = Path(folder)
+        tiny.make_base(home / "models" / "tiny")
+        with up(home, FINETUNED_DRY_RUNS="true") as service:
+            rows = tiny.chat_rows(12)
+            job_id = service.submit(service.upload(rows), n_epochs=1)
+
+            def counted() -> Any:
+                its = service.get(f"/v1/fine_tuning/jobs/{job_id}")["plan"]
+                return its if its and its["memory"]["basis"] == "dry_run" else None
+
+            own = wait_for(counted, 200, every=0.5)
+            formula = own["formula"]
+            assert own["memory"]["train_peak_gib"] == pytest.approx(formula["train_peak_gib"], rel=0.25)
+            service.client().fine_tuning.jobs.cancel(job_id)
+
+            tiny.write_jsonl(tmp_path / "rows.jsonl", rows)
+            out, _ = plan(service, written(tmp_path, "model: tiny\ntraining_file: rows.jsonl\n"))
+            assert out.splitlines()[0].endswith("(counted by a dry run).")
 
 
 def test_a_wrong_field_is_named_with_its_line(service: Service, tmp_path: Path) -> None:

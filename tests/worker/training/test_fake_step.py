@@ -17,7 +17,7 @@ from app.planning.setups import Device, setup_of
 from tests import tiny
 from tests.worker.training.conftest import MakeJob
 from tests.worker.training.counted import count
-from worker.training.dry_run import NoDryRun, dry_run
+from worker.training.fake_step import Habits, NoDryRun, dry_run
 
 Precision = Literal["fp32", "bf16"]
 LONG = {"messages": [{"role": "user", "content": "Which colour? " * 12}, {"role": "assistant", "content": "Red. " * 9}]}
@@ -221,6 +221,16 @@ def test_dropout_masks_have_a_byte_a_number_on_a_gpu() -> None:
         device = Device(kind, "fp32")
         more = before_the_backward(0.1, device) - before_the_backward(0.0, device)
         assert more == pytest.approx(masked * width, rel=0.02)
+
+
+def test_transformers_own_loss_holds_every_logit_three_times_in_fp32() -> None:
+    spec = spec_of({"type": "lora"}, gradient_checkpointing=False, per_device_train_batch_size=2)
+    logits = 2 * 512 * 4000
+    for holds, width in ((False, 12), (True, 12 + 2)):
+        habits = Habits(autocast=False, tiles=False, holds_logits=holds)
+        found = dry_run(tiny.config_of("llama", SHAPE), spec, BF16, habits=habits).train
+        assert found.moment == "loss"
+        assert found.loss == pytest.approx(width * logits, rel=0.02)
 
 
 def test_a_method_whose_step_is_not_known_is_refused_by_its_name() -> None:

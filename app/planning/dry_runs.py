@@ -1,0 +1,83 @@
+"""A dry run, which `worker/training/dry_run.py` makes: what it is asked, and what it answers.
+
+The question holds what moves bytes and nothing else, so that one answer serves all specs that differ elsewhere.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any, Self
+
+from pydantic import BaseModel, ConfigDict
+
+from app.jobs.spec import JobSpec, LoraTuning, resolved
+from app.planning import recipes
+from app.planning.memory import MemoryEstimate
+from app.planning.recipes import Facts
+from app.planning.setups import Device
+
+METHODS = ("supervised", "continued_pretraining")
+"""Whose step it knows: TRL's on given answers and on texts, which is the same."""
+VERSION = 1
+"""Counts up when the same question comes to another answer: what is kept fits no more."""
+COUNTED = ("per_device_train_batch_size", "max_length", "packing", "optim", "gradient_checkpointing")
+"""Hyperparameters that move bytes; of the accumulation only whether there is any does."""
+
+
+class Asked(BaseModel):
+    """The files of a dry run: the base's `config.json`, a resolved `job.json`, and `device.json`."""
+
+    model_config = ConfigDict(frozen=True)
+
+    config: dict[str, Any]
+    spec: JobSpec
+    device: Device
+
+    @classmethod
+    def of(cls, config: dict[str, Any], spec: JobSpec, facts: Facts, device: Device) -> Self:
+        """Of a resolved spec, and of what it was resolved by."""
+        return cls(config=config, spec=_bare(spec, facts), device=device)
+
+    @property
+    def key(self) -> str:
+        """Its digest."""
+        said = json.dumps([VERSION, self.model_dump(mode="json")], sort_keys=True)
+        return hashlib.sha256(said.encode()).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class DryRun:
+    """What a step takes."""
+
+    train: MemoryEstimate
+    by_layer: tuple[int, ...]
+    """Activations of each block at that peak, of those that are in `train.activations`."""
+    evaluation: float
+    """Bytes at the peak of an evaluation's batch, slack and context included."""
+
+
+def _bare(spec: JobSpec, facts: Facts) -> JobSpec:
+    """With its own numbers where they move bytes, and a recipe's elsewhere."""
+    given, method = spec.hyperparameters, spec.method.type
+    rows, accumulation = (
+        resolved(given.per_device_train_batch_size),
+        min(2, resolved(given.gradient_accumulation_steps)),
+    )
+    numbers = {name: getattr(given, name) for name in COUNTED}
+    numbers |= {"gradient_accumulation_steps": accumulation, "batch_size": rows * accumulation}
+    tuning = spec.tuning.model_dump(mode="json")
+    if isinstance(spec.tuning, LoraTuning):
+        tuning |= {"loraplus_lr_ratio": None}
+    body = {"model": "-", "training_file": "-", "seed": 0, "tuning": tuning}
+    bare = JobSpec.model_validate({**body, "method": {"type": method, method: {"hyperparameters": numbers}}})
+    length = resolved(given.max_length)
+    return recipes.resolve(
+        bare,
+        Facts(
+            longest_row=length,
+            hidden_size=facts.hidden_size,
+            model_type=facts.model_type,
+            context_length=facts.context_length,
+            device=facts.device,
+        ),
+    )

@@ -60,7 +60,7 @@ def probed(session: Session, project: Project, *, times_the_plan: float, shrinks
         job = make_queued_job(session, project)
         planned = of_job(session, project, job.current_spec, make_prepared())
         assert planned is not None
-        job.plan = PlanRead.of(planned).model_dump(mode="json")
+        job.plan = PlanRead.of(planned, DryRunRead(status="unavailable")).model_dump(mode="json")
         claim = take(session)
         if shrinks:
             jobs.shrink(session, claim, per_device=1, accumulation=16)

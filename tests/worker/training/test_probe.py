@@ -124,7 +124,7 @@ def test_what_does_not_fit_fails_with_what_would_or_shrinks_until_it_does(
     """In a process that has no more memory: allocations fail for real."""
     tiny.make_base(tmp_path / "models" / "wide", hidden_size=256, layers=4, dtype=torch.bfloat16)
     monkeypatch.setenv("FINETUNED_MODELS_DIR", str(tmp_path / "models"))
-    large = {"model": "wide", "rows": [ROW] * 8, "max_steps": 1, "packing": False, "batch_size": 8}
+    large = {"model": "wide", "rows": [ROW] * 8, "max_steps": 1, "packing": False, "batch_size": 8, "train_on": "all"}
     parts = {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 1}
     warm_up = make_job("lora", **{**large, "batch_size": 1})
     fails, shrinks, roomy = (make_job("lora", **large, **parts) for _ in range(3))
@@ -156,9 +156,9 @@ def test_what_does_not_fit_fails_with_what_would_or_shrinks_until_it_does(
 
 
 def short_of_memory(work_dir: Path) -> list[AnyMessage]:
-    """What a trainer says that may have 250 MiB more than this process; it is tried again as a worker would."""
+    """What a trainer says that may have 120 MiB more than this process; it is tried again as a worker would."""
     said, tell = multiprocessing.Pipe(duplex=False)
-    child = multiprocessing.get_context("fork").Process(target=train_within, args=(work_dir, 250 * 1024**2, tell))
+    child = multiprocessing.get_context("fork").Process(target=train_within, args=(work_dir, 120 * 1024**2, tell))
     child.start()
     tell.close()
     heard = []

@@ -84,7 +84,6 @@ class Eval(Message, frozen=True):
     reward_margin: float | None = None
     mean_reward: float | None = None
     reward_std: float | None = None
-    equal_rewards: float | None = None
     kl: float | None = None
     entropy: float | None = None
     completion_length: float | None = None

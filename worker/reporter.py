@@ -180,7 +180,7 @@ def _evaluation(measured: messages.Eval, total_steps: int | None) -> tuple[str, 
 
 def _rewards(measured: messages.Metrics | messages.Eval, prefix: str) -> dict[str, float]:
     """What only methods on preferences and on rewards measure."""
-    named = {name: getattr(measured, name) for name in REWARDS}
+    named = {name: getattr(measured, name, None) for name in REWARDS}
     return {f"{prefix}_{name}": value for name, value in named.items() if value is not None}
 
 

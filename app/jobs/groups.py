@@ -63,8 +63,7 @@ def problem(given: ReinforcementHyperparameters, gpus: int) -> Problem | None:
             + ". Leave one of them 'auto'."
         )
         return Problem("batch_size", message)
-    made = chosen(given, gpus, Wish(4, 8, 8, LARGEST_BATCH))
-    if made.prompts * made.num_generations > LARGEST_BATCH or made.per_device > LARGEST_MICRO_BATCH:
+    if _chosen_generations(given, gpus, 2, limited=True) is None:
         message = (
             f"A step has at most {LARGEST_BATCH} completions, and at most {LARGEST_MICRO_BATCH} of them at a time:"
             " batch_size × num_generations = per_device_train_batch_size × gradient_accumulation_steps × gpus."
@@ -76,7 +75,7 @@ def problem(given: ReinforcementHyperparameters, gpus: int) -> Problem | None:
 def chosen(given: ReinforcementHyperparameters, gpus: int, wish: Wish) -> Groups:
     """The four numbers: what is given rules, what is `auto` follows from it. Of numbers without a `problem`."""
     prompts, _, per_device, accumulation = _numbers(given)
-    generations = _chosen_generations(given, gpus, wish.num_generations)
+    generations = _chosen_generations(given, gpus, wish.num_generations, limited=True)
     assert generations is not None  # noqa: S101  there is no problem
     if prompts is None:
         parts = (per_device or 1) * (accumulation or 1) * gpus
@@ -84,7 +83,7 @@ def chosen(given: ReinforcementHyperparameters, gpus: int, wish: Wish) -> Groups
         if per_device and accumulation:
             prompts = parts // generations
         else:
-            wished = max(1, min(wish.prompts, wish.most_prompts))
+            wished = min(wish.prompts, wish.most_prompts, LARGEST_BATCH // generations)
             prompts = whole * max(1, wished // whole)
     here = prompts * generations // gpus
     if per_device is None:
@@ -103,12 +102,20 @@ def _numbers(given: ReinforcementHyperparameters) -> tuple[int | None, int | Non
     return prompts, generations, per_device, accumulation
 
 
-def _chosen_generations(given: ReinforcementHyperparameters, gpus: int, wished: int) -> int | None:
-    """As given, or the nearest to what is wished that goes with the rest; None where none does."""
+def _chosen_generations(
+    given: ReinforcementHyperparameters, gpus: int, wished: int, *, limited: bool = False
+) -> int | None:
+    """As given, or the nearest to what is wished that goes with the rest; None where none does.
+
+    `limited`: nor makes a step too large.
+    """
     prompts, generations, per_device, accumulation = _numbers(given)
     parts = (per_device or 1) * (accumulation or 1) * gpus
 
     def fits(number: int) -> bool:
+        fewest = math.lcm(parts, number) if prompts is None else prompts * number
+        if limited and (fewest > LARGEST_BATCH or fewest > (accumulation or fewest) * gpus * LARGEST_MICRO_BATCH):
+            return False
         if per_device and accumulation:
             return parts % number == 0 if prompts is None else prompts * number == parts
         return prompts is None or prompts * number % parts == 0

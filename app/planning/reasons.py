@@ -93,7 +93,9 @@ def _of_hyperparameters(spec: JobSpec, facts: Facts) -> dict[str, Reason]:
             else "The longest row, at most the model's context: nothing is cut.",
             "the data",
         ),
-        "packing": Reason(
+        "packing": Reason("Answers are generated prompt by prompt.", "what GRPO is")
+        if graded
+        else Reason(
             f"It would save {100 * facts.packing_saves:.0f} % of the tokens computed; from"
             f" {100 * recipes.PACKING_SAVES:.0f} % on it is worth it.",
             "the data",

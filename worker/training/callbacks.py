@@ -245,7 +245,8 @@ def _beside_the_loss(logs: dict[str, Any], prefix: str) -> dict[str, float]:
         name: float(logs[prefix + theirs])
         for name, candidates in LOGGED.items()
         for theirs in candidates
-        if logs.get(prefix + theirs) is not None
+        # An evaluation answers each prompt once, so every group has one reward.
+        if logs.get(prefix + theirs) is not None and not (prefix and name == "equal_rewards")
     }
 
 

@@ -14,6 +14,7 @@ import torch
 from datasets import Dataset
 from peft import LoraConfig
 from peft.optimizers import create_loraplus_optimizer
+from rapidfuzz import fuzz
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
@@ -26,6 +27,8 @@ from transformers.trainer_callback import PrinterCallback
 from trl import (
     DPOConfig,
     DPOTrainer,
+    GRPOConfig,
+    GRPOTrainer,
     KTOConfig,
     KTOTrainer,
     RewardConfig,
@@ -103,6 +106,9 @@ def build(
     }
     if defaults:
         ways = {"gradient_accumulation_steps": given["batch_size"] // 8}
+    lengths = {"max_length": given["max_length"]}
+    if method == "reinforcement":
+        lengths = {"max_completion_length": given["max_completion_length"]}
     args = config_of(
         output_dir=str(out),
         num_train_epochs=given["n_epochs"],
@@ -114,7 +120,6 @@ def build(
         max_grad_norm=given["max_grad_norm"],
         neftune_noise_alpha=given["neftune_noise_alpha"],
         optim=given["optim"],
-        max_length=given["max_length"],
         use_cpu=not torch.cuda.is_available(),
         seed=spec["seed"],
         data_seed=spec["seed"],
@@ -122,6 +127,7 @@ def build(
         save_strategy="no",
         report_to="none",
         disable_tqdm=True,
+        **lengths,
         **ways,
         **own,
     )
@@ -138,11 +144,17 @@ def build(
         modules_to_save=whole or None,
         ensure_weight_tying=model.config.tie_word_embeddings and "embed_tokens" in whole,
     )
+    examples = [json.loads(line) for line in rows.read_text().splitlines()]
+    rewards = {}
+    if method == "reinforcement":
+        examples = [{"prompt": row["messages"], "answer": row["answer"]} for row in examples]
+        rewards = {"reward_funcs": likeness}
     trainer = trainer_of(
         model=model,
         processing_class=AutoTokenizer.from_pretrained(base),
-        train_dataset=Dataset.from_list([json.loads(line) for line in rows.read_text().splitlines()]),
+        train_dataset=Dataset.from_list(examples),
         args=args,
+        **rewards,
         peft_config=None if full else adapter,
     )
     if tuning["type"] == "qlora":
@@ -157,6 +169,11 @@ def build(
     trainer.add_callback(Tell())
     trainer.remove_callback(PrinterCallback)
     return trainer
+
+
+def likeness(completions: list[Any], answer: list[str], **_: Any) -> list[float]:
+    """What a grader of `fuzzy_match` makes of them, as a script has it: how like an answer is to the row's, 0 to 1."""
+    return [fuzz.ratio(said[0]["content"], wanted) / 100 for said, wanted in zip(completions, answer, strict=True)]
 
 
 def of_method(method: str, given: dict[str, Any]) -> tuple[Any, Any, dict[str, Any]]:
@@ -175,6 +192,9 @@ def of_method(method: str, given: dict[str, Any]) -> tuple[Any, Any, dict[str, A
             return CPOTrainer, CPOConfig, {"loss_type": "simpo", "cpo_alpha": 0.0, **own}
         case "reward":
             return RewardTrainer, RewardConfig, {"center_rewards_coefficient": given["center_rewards_coefficient"]}
+        case "reinforcement":
+            names = ("num_generations", "temperature", "top_p", "beta", "loss_type", "epsilon", "scale_rewards")
+            return GRPOTrainer, GRPOConfig, {name: given[name] for name in names}
         case _:
             return SFTTrainer, SFTConfig, {}
 

@@ -133,6 +133,20 @@ def unpaired_rows(count: int) -> list[dict[str, Any]]:
     ]
 
 
+def graded_rows(count: int) -> list[dict[str, Any]]:
+    """Questions with what a grader holds answers against."""
+    return [{"messages": row["messages"][:1], "answer": row["messages"][1]["content"]} for row in chat_rows(count)]
+
+
+GRADER = {
+    "type": "text_similarity",
+    "name": "likeness",
+    "input": "{{sample.output_text}}",
+    "reference": "{{item.answer}}",
+    "evaluation_metric": "fuzzy_match",
+}
+
+
 def text_rows(count: int) -> list[dict[str, Any]]:
     """The same as plain text."""
     return [{"text": row["prompt"] + row["completion"]} for row in prompt_rows(count)]

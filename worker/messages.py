@@ -44,6 +44,19 @@ class Metrics(Message, frozen=True):
     """Of pairs of answers: how often the chosen one has the higher reward."""
     reward_margin: float | None = None
     """By how much, in the mean; of single answers, the wanted ones' reward over the others'."""
+    mean_reward: float | None = None
+    """Of graded answers, and the rest of reinforcement."""
+    reward_std: float | None = None
+    equal_rewards: float | None = None
+    """Share of the answers whose whole group has one reward, from which nothing is learnt."""
+    kl: float | None = None
+    entropy: float | None = None
+    completion_length: float | None = None
+    """In tokens, the mean."""
+    completions_cut: float | None = None
+    """Share of the answers that were broken off."""
+    ungraded: float | None = None
+    """Share of the answers that the grader could not grade, whose reward is 0."""
 
 
 class Shrunk(Message, frozen=True):
@@ -62,13 +75,20 @@ class Probed(Message, frozen=True):
 
 
 class Eval(Message, frozen=True):
-    """Loss on the validation file."""
+    """Loss on the validation file, or what answers to its prompts are worth."""
 
     step: int
     loss: float
     mean_token_accuracy: float | None = None
     reward_accuracy: float | None = None
     reward_margin: float | None = None
+    mean_reward: float | None = None
+    reward_std: float | None = None
+    kl: float | None = None
+    entropy: float | None = None
+    completion_length: float | None = None
+    completions_cut: float | None = None
+    ungraded: float | None = None
 
 
 class Checkpoint(Message, frozen=True):

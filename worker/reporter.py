@@ -26,6 +26,18 @@ log = logging.getLogger(__name__)
 
 INTERVAL = 0.25
 """Seconds between two writes."""
+REWARDS = (
+    "reward_accuracy",
+    "reward_margin",
+    "mean_reward",
+    "reward_std",
+    "equal_rewards",
+    "kl",
+    "entropy",
+    "completion_length",
+    "completions_cut",
+    "ungraded",
+)
 KEPT = 100_000
 """Messages kept while the database is away; beyond that the oldest go."""
 
@@ -148,7 +160,8 @@ def _step(metrics: messages.Metrics) -> tuple[str, dict[str, Any]]:
         "memory_bytes": metrics.memory_bytes,
         **_rewards(metrics, "train"),
     }
-    return f"Step {metrics.step}/{metrics.total_steps}: training loss={metrics.loss:.4f}", data
+    said = f"Step {metrics.step}/{metrics.total_steps}: training loss={metrics.loss:.4f}{_reward(metrics)}"
+    return said, data
 
 
 def _evaluation(measured: messages.Eval, total_steps: int | None) -> tuple[str, dict[str, Any]]:
@@ -162,13 +175,17 @@ def _evaluation(measured: messages.Eval, total_steps: int | None) -> tuple[str, 
         "full_valid_mean_token_accuracy": measured.mean_token_accuracy,
         **_rewards(measured, "valid"),
     }
-    return f"Step {measured.step}: validation loss={measured.loss:.4f}", data
+    return f"Step {measured.step}: validation loss={measured.loss:.4f}{_reward(measured)}", data
 
 
 def _rewards(measured: messages.Metrics | messages.Eval, prefix: str) -> dict[str, float]:
-    """What only methods on preferences measure."""
-    rewards = {"reward_accuracy": measured.reward_accuracy, "reward_margin": measured.reward_margin}
-    return {f"{prefix}_{name}": value for name, value in rewards.items() if value is not None}
+    """What only methods on preferences and on rewards measure."""
+    named = {name: getattr(measured, name, None) for name in REWARDS}
+    return {f"{prefix}_{name}": value for name, value in named.items() if value is not None}
+
+
+def _reward(measured: messages.Metrics | messages.Eval) -> str:
+    return "" if measured.mean_reward is None else f", mean reward={measured.mean_reward:.4f}"
 
 
 def _progress(metrics: messages.Metrics) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from typing import Protocol
 from app.files import characters, credentials, personal
 from app.files.findings import Code, Finding, Place, at
 from app.files.order import misplaced
-from app.files.rows import ChatMessage, Row
+from app.files.rows import ChatMessage, GradedRow, Row
 from app.files.texts import Field, conversations, parts, texts
 
 
@@ -26,7 +26,14 @@ _LOOKS: tuple[tuple[Code, Callable[[str], Iterator[_Sight]]], ...] = (
 
 def check_row(place: Place, row: Row) -> list[Finding]:
     """Of each kind the first in the row; none of most rows, in some 10 µs."""
-    return _order(place, row) + _emptiness(place, row) + _content(place, row)
+    return _order(place, row) + _emptiness(place, row) + _content(place, row) + _answer(place, row)
+
+
+def _answer(place: Place, row: Row) -> list[Finding]:
+    if not isinstance(row, GradedRow) or not row.left_out:
+        return []
+    said = "its last message is the assistant's, which is left out: here the model answers, and the grader judges that."
+    return [at(place, Code.ANSWER_LEFT_OUT, said, field="messages")]
 
 
 def _order(place: Place, row: Row) -> list[Finding]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from app.files.rows import ChatMessage, ChatRow, PreferenceRow, PromptRow, Row, TextRow, UnpairedRow
+from app.files.rows import ChatMessage, ChatRow, GradedRow, PreferenceRow, PromptRow, Row, TextRow, UnpairedRow
 
 DIGEST_BYTES = 16
 
@@ -21,10 +21,11 @@ def row_digest(row: Row) -> bytes:
     """BLAKE2b of the row's parts as compact JSON in UTF-8, the keys of objects sorted.
 
     The parts are a list: `["chat", messages, tools]`, `["prompt", prompt, completion, tools]`, `["text", text]`,
-    `["preference", prompt, chosen, rejected, tools]`, `["unpaired", prompt, completion, label, tools]`, where
-    messages are text, or a list of `[role, text, learnt, name, tool_call_id, tool_calls]`, with thoughts behind them
-    where there are any. Learnt is whether it is an assistant's of a weight other than 0; the arguments of a call are an
-    object, as a template sees them.
+    `["preference", prompt, chosen, rejected, tools]`, `["unpaired", prompt, completion, label, tools]`, and of a prompt
+    to be graded `["graded", messages, tools]`, whatever its grader reads beside it; where messages are text, or a list
+    of `[role, text, learnt, name, tool_call_id, tool_calls]`, with thoughts behind them where there are any. Learnt is
+    whether it is an assistant's of a weight other than 0; the arguments of a call are an object, as a template sees
+    them.
     """
     return blake2b(_encode(_parts(row)), digest_size=DIGEST_BYTES).digest()
 
@@ -44,6 +45,8 @@ def _parts(row: Row) -> list[object]:
             return ["text", row.text]
         case PreferenceRow():
             return ["preference", _said(row.prompt), _said(row.chosen), _said(row.rejected), row.tools]
+        case GradedRow():
+            return ["graded", _said(row.messages), row.tools]
         case UnpairedRow():
             return ["unpaired", _said(row.prompt), _said(row.completion), row.label, row.tools]
 

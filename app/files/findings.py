@@ -41,6 +41,10 @@ class Code(StrEnum):
     """A file whose shape the method does not take."""
     NO_ANSWER = "no_answer"
     """Nothing in the row to learn: no assistant message, an empty one, a preference between two equal answers."""
+    NO_ITEM = "no_item"
+    """A prompt whose row lacks what the grader reads of it."""
+    ANSWER_LEFT_OUT = "answer_left_out"
+    """A prompt that the file has an answer to, which reinforcement does not train on."""
     BAD_ORDER = "bad_order"
     """Roles in an order that no conversation has: two of a kind, a late system message, a stray tool result."""
     EMPTY_CONTENT = "empty_content"
@@ -73,6 +77,7 @@ SEVERITY: dict[Code, Severity] = {
     code: "warning"
     if code
     in {
+        Code.ANSWER_LEFT_OUT,
         Code.BAD_ORDER,
         Code.EMPTY_CONTENT,
         Code.IGNORED_FIELDS,

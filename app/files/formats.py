@@ -18,7 +18,7 @@ import msgspec
 from app.files import shapes
 from app.files.containers import MAX_UNPACKED_BYTES, Container, Contents, Raw, not_json, not_utf8
 from app.files.findings import SEVERITY, Code, Finding, Place, at
-from app.files.rows import ChatRow, Row
+from app.files.rows import ChatRow, Row, graded
 from app.files.shapes import FORMS, Shape, Source, Unusable
 
 MAX_LISTED = 20
@@ -88,6 +88,8 @@ class Reading:
         """What rows are decoded into, once the shape is known."""
         self._decode: Callable[[Any], Any] | None = None
         """Straight from bytes, where rows are JSON."""
+        self._answered = False
+        """Whether a conversation before this one ends with an answer."""
         self.conversion: Conversion | None = None
         """None where the rows are canonical as they are."""
         self.ignored_fields: dict[str, int] = {}
@@ -145,7 +147,7 @@ class Reading:
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, Unusable):
             return None
         row: Row = source
-        return row if self._may_be_unanswered(row) or row.problem() is None else None
+        return row if self._is_usable(row) else None
 
     def _made(self, place: Place, raw: Raw) -> Row | Finding:
         try:
@@ -175,12 +177,16 @@ class Reading:
         modern = shapes.modern(given) if self.shape is Shape.MESSAGES else given
         known, ignored = shapes.known_part(modern, self._source)
         source = msgspec.convert(known, self._source)
-        self._count(ignored)
         row: Row = source.row() if isinstance(source, Source) else source
-        if not self._may_be_unanswered(row) and (problem := row.problem()):
-            raise Unusable(*problem)
         if modern is not given or (isinstance(source, Source) and source.converted):
             self._show_conversion(value, row)
+        if self._method == "reinforcement" and isinstance(row, ChatRow):
+            row = graded(row, value)
+            self._decode = None  # all fields of a row are its grader's
+            ignored = {name for name in ignored if "." in name}
+        self._count(ignored)
+        if not self._is_usable(row) and (problem := row.problem()):
+            raise Unusable(*problem)
         return row
 
     def _count(self, ignored: set[str]) -> None:
@@ -192,7 +198,7 @@ class Reading:
 
     def _require_shape(self, row: dict[str, Any]) -> None:
         """The file's, which the first row settles. Raises `Unusable` for a row of another."""
-        shape = shapes.shape_of(row)
+        shape = shapes.prompt_of(row) if self._method == "reinforcement" else shapes.shape_of(row)
         if self.shape is None:
             if shape is None:
                 raise Unusable(Code.WRONG_SHAPE, shapes.unknown(row), None)
@@ -203,16 +209,19 @@ class Reading:
         elif shape is not self.shape:
             raise Unusable(Code.WRONG_SHAPE, shapes.another(row, shape, self.shape, self._source), None)
 
-    def _may_be_unanswered(self, row: Row) -> bool:
-        """Whether the row is a prompt to whose answers a grader will speak."""
+    def _is_usable(self, row: Row) -> bool:
+        """Whether something can be learnt from it, or, as far as is known, from grading answers to it.
+
+        A conversation without an answer may be such a prompt in a file of its like, which no method has been named for.
+        """
+        if not isinstance(row, ChatRow):
+            return row.problem() is None
+        answered = bool(row.messages) and row.messages[-1].role == "assistant"
+        self._answered = self._answered or answered
         if self.shape is Shape.PROMPT_ONLY:
             return True
-        return (
-            self._method == "reinforcement"
-            and isinstance(row, ChatRow)
-            and row.messages[-1:] != []
-            and (row.messages[-1].role == "user")
-        )
+        prompt = self._method is None and not self._answered and row.messages[-1:] != []
+        return (prompt and row.messages[-1].role in ("user", "tool")) or row.problem() is None
 
     def _show_conversion(self, before: dict[str, Any], row: Row) -> None:
         if self.conversion is None and self.shape:
@@ -223,7 +232,8 @@ class Reading:
 def read(file: BinaryIO, method: str | None = None, *, max_unpacked_bytes: int = MAX_UNPACKED_BYTES) -> Reading:
     """Begin to read a file that can seek. With a method, a file of a shape that it does not take has one finding more.
 
-    Rows of `messages` without an answer are bad but for the method `reinforcement`, which finds its own.
+    Rows of `messages` without an answer are bad but for the method `reinforcement`, whose rows all come as prompts;
+    and where no method is named, if no row before them ends with an answer.
     """
     return Reading(file, method, max_unpacked_bytes)
 

@@ -184,7 +184,33 @@ class UnpairedRow(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return _no_answer(self.completion, "completion") or _no_prompt(self.prompt)
 
 
-Row = ChatRow | PromptRow | TextRow | PreferenceRow | UnpairedRow
+class GradedRow(msgspec.Struct, frozen=True):
+    """A conversation that is to be answered, and all that its row has for whoever grades the answers."""
+
+    messages: list[ChatMessage]
+    item: dict[str, Any]
+    """The row as it lies in the file."""
+    tools: list[dict[str, Any]] | None = None
+    left_out: bool = False
+    """Whether the file has an answer, which the model does not see."""
+
+    def problem(self) -> Problem | None:
+        """Why nobody can answer it."""
+        if not any(message.text or message.tool_calls for message in self.messages):
+            return Problem(Code.NO_ANSWER, "there is nothing in it to answer. Write the user's message.", "messages")
+        if self.messages[-1].role in ("system", "developer"):
+            said = "it ends with instructions, and nothing is asked. Add the user's message."
+            return Problem(Code.WRONG_SHAPE, said, "messages")
+        return None
+
+
+Row = ChatRow | PromptRow | TextRow | PreferenceRow | UnpairedRow | GradedRow
+
+
+def graded(row: ChatRow, item: dict[str, Any]) -> GradedRow:
+    """A conversation up to where the assistant speaks last, if that is its end."""
+    answered = bool(row.messages) and row.messages[-1].role == "assistant"
+    return GradedRow(row.messages[:-1] if answered else row.messages, item, row.tools, left_out=answered)
 
 
 def _two_kinds(one: str, other: str) -> Problem:

@@ -122,7 +122,7 @@ def shape_of(row: Mapping[str, Any]) -> Shape | None:
     if "conversations" in names or ("messages" in names and not {"prompt", "chosen", "rejected"} <= names):
         if {"chosen", "rejected"} <= names:
             return Shape.SHAREGPT_PREFERENCE
-        if judged:
+        if judged and not _is_open(row.get("messages")):
             return Shape.LABELLED
         turned = "conversations" in names or _has_turns(row["messages"])
         return Shape.SHAREGPT if turned else Shape.MESSAGES
@@ -139,6 +139,13 @@ def shape_of(row: Mapping[str, Any]) -> Shape | None:
     if "text" in names:
         return Shape.TEXT
     return Shape.PROMPT_ONLY if "prompt" in names else None
+
+
+def prompt_of(row: Mapping[str, Any]) -> Shape | None:
+    """By the prompt that it has, whatever stands beside it: all other fields are its grader's."""
+    if row.get("messages") is not None and not _has_turns(row["messages"]):
+        return Shape.MESSAGES
+    return Shape.PROMPT_ONLY if row.get("prompt") is not None else shape_of(row)
 
 
 def source_of(shape: Shape, row: Mapping[str, Any]) -> type[msgspec.Struct]:
@@ -627,6 +634,11 @@ def _dicts(value: object) -> list[dict[str, Any]]:
 
 def _has_turns(value: object) -> bool:
     return any("from" in item for item in _dicts(value)[:1])
+
+
+def _is_open(value: object) -> bool:
+    """Whether a conversation waits for an answer."""
+    return any(item.get("role") in ("user", "tool") for item in _dicts(value)[-1:])
 
 
 def _has_roles(value: object) -> bool:

@@ -31,6 +31,8 @@ class DataSpec(BaseModel):
     per_device_train_batch_size: int = Field(2, description="Rows that are padded together where nothing is packed.")
     most_rows_per_pack: int = Field(16, description="A pack is at most a step of the recipe, however short its rows.")
     holdout: Auto | HoldoutShare = "auto"
+    room_behind: Auto | int = Field(0, description="Tokens that are kept free behind each row, for an answer.")
+    item_paths: tuple[str, ...] = Field((), description="What a grader reads of each row, such as `answers[0].text`.")
 
     @property
     def sha256(self) -> str:

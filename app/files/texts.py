@@ -1,6 +1,6 @@
 """What a row says: its texts, each with its field, and its conversations."""
 
-from app.files.rows import ChatMessage, ChatRow, PreferenceRow, PromptRow, Row, TextRow, UnpairedRow
+from app.files.rows import ChatMessage, ChatRow, GradedRow, PreferenceRow, PromptRow, Row, TextRow, UnpairedRow
 
 Field = str
 """Where in the row, such as `messages[2].content`."""
@@ -27,7 +27,7 @@ def texts(row: Row) -> list[tuple[Field, str]]:
 def parts(row: Row) -> list[tuple[Field, str | list[ChatMessage]]]:
     """What it consists of, by the fields' names, in their order."""
     match row:
-        case ChatRow():
+        case ChatRow() | GradedRow():
             return [("messages", row.messages)]
         case PromptRow() | UnpairedRow():
             return [("prompt", row.prompt), ("completion", row.completion)]

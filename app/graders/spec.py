@@ -135,3 +135,10 @@ Grader = Annotated[
     Annotated[StringCheck | TextSimilarity | MultiGrader, Field(discriminator="type")],
     _offered_type("string_check", "text_similarity", "multi"),
 ]
+
+
+def item_paths(grader: StringCheck | TextSimilarity | MultiGrader) -> tuple[str, ...]:
+    """All that it reads of an item, as `templates.item_paths` has it."""
+    parts = list(grader.graders.values()) if isinstance(grader, MultiGrader) else [grader]
+    texts = [text for part in parts for text in (part.input, part.reference)]
+    return tuple(sorted({path for text in texts for path in templates.item_paths(text)}))

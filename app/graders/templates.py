@@ -43,6 +43,22 @@ def fill(template: str, *, item: Mapping[str, Any], sample: str) -> str:
     return "".join(filled)
 
 
+def item_paths(template: str) -> Iterator[str]:
+    """What a checked text reads of an item, without the namespace: `answers[0].text`."""
+    for _, path in _parts(template):
+        if path is not None and _steps(path)[0] == "item":
+            yield path.removeprefix("item.")
+
+
+def has(item: Mapping[str, Any], path: str) -> bool:
+    """Whether there is something at one of the `item_paths`."""
+    try:
+        _value(f"item.{path}", item=item, sample=_Sample(""))
+    except NotGraded:
+        return False
+    return True
+
+
 def _parts(template: str) -> Iterator[tuple[str, str | None]]:
     """The text between variables, each with the path that follows it; a `}}` that ends none is text."""
     start = 0

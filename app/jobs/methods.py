@@ -11,6 +11,7 @@ from pydantic_core import PydanticCustomError
 
 from app.files.spec import Auto
 from app.files.spec import Method as MethodType
+from app.graders.spec import Grader, MultiGrader, StringCheck, TextSimilarity
 from app.jobs.parts import SpecPart
 
 LARGEST_BATCH = 4096
@@ -19,6 +20,8 @@ SHORTEST_MAX_LENGTH = 8
 HIGHEST_LEARNING_RATE = 1.0
 LOWEST_MULTIPLIER = 1e-6
 """Beyond these no training makes sense; a recipe stays within them too."""
+MOST_GENERATIONS = 128
+LONGEST_COMPLETION = 131_072
 
 
 def useless(why: str, *values: object) -> BeforeValidator:
@@ -172,6 +175,89 @@ class RewardHyperparameters(PreferenceHyperparameters):
     )
 
 
+_UNPACKED = useless("Answers are generated prompt by prompt, so prompts are not packed.", "auto", False)
+_OWN_ANSWERS = useless("What is trained is what the model says itself.", "auto", "completion")
+_WHOLE_PROMPTS = useless("A prompt that is cut asks something else.", False)
+_SAME_AT_A_RATIO_OF_ONE = ("cispo", "sapo", "luspo", "vespo")
+"""TRL's other losses. They differ in what they do to the ratio of new to old probabilities."""
+
+
+def _a_loss_of_its_own(given: object) -> object:
+    if given in _SAME_AT_A_RATIO_OF_ONE:
+        raise PydanticCustomError(
+            "not_offered",
+            "'{loss_type}' is another loss only where completions are trained on for several steps. Here they are for"
+            " one: send dapo, grpo, dr_grpo or bnpo.",
+            {"loss_type": given},
+        )
+    return given
+
+
+class ReinforcementHyperparameters(Hyperparameters):
+    """Group relative policy optimization on the model's own answers, which a grader rewards; see `trl.GRPOConfig`.
+
+    Each set of completions is trained on for one step.
+    """
+
+    batch_size: Auto | Annotated[int, Field(ge=1, le=LARGEST_BATCH)] = Field(
+        "auto",
+        description="Prompts a step, each answered `num_generations` times: per device × accumulation × gpus are as"
+        " many completions. Prompts that fill no whole step at the end of a pass are left to the next, which has"
+        " another order.",
+    )
+    per_device_train_batch_size: Auto | Annotated[int, Field(ge=1, le=LARGEST_MICRO_BATCH)] = Field(
+        "auto", description="Completions at a time, as TRL counts them; all of a step are generated at once."
+    )
+    max_length: Auto | Annotated[int, Field(ge=SHORTEST_MAX_LENGTH, le=1_048_576)] = Field(
+        "auto",
+        description="Tokens that a prompt may have with its completion; auto: the longest prompt and"
+        " `max_completion_length`, at most the model's context.",
+    )
+    truncate: Annotated[bool, _WHOLE_PROMPTS] = False
+    packing: Annotated[Auto | bool, _UNPACKED] = "auto"
+    train_on: Annotated[Auto | Literal["completion", "all"], _OWN_ANSWERS] = "auto"
+    neftune_noise_alpha: Annotated[
+        float | None, useless("NEFTune is for supervised training: answers would be generated with noise.", None)
+    ] = None
+    early_stopping_patience: Annotated[int, Field(ge=1, le=1000)] | None = Field(
+        None,
+        description="End training after so many evaluations in a row without a higher reward; it takes validation"
+        " rows. The result has the weights of the highest in any case.",
+    )
+    eval_steps: Auto | Annotated[int, Field(ge=1)] = Field(
+        "auto", description="Answer the validation prompts every so many steps; auto: at each epoch's end."
+    )
+    reasoning_effort: Literal["default", "low", "medium", "high"] | None = Field(
+        None, description="OpenAI's, for its own reasoning models. Taken, and without effect on a base of yours."
+    )
+    compute_multiplier: Auto | Annotated[float, Field(ge=1e-5, le=10)] = Field(
+        "auto", description="OpenAI's: scales the recipe's `num_generations`, where that is left to it."
+    )
+    eval_interval: Auto | Annotated[int, Field(ge=1)] = Field("auto", description="OpenAI's name for `eval_steps`.")
+    eval_samples: Auto | Annotated[int, Field(ge=1)] = Field(
+        "auto", description="OpenAI's: validation prompts that an evaluation answers, once each; auto: all of them."
+    )
+    num_generations: Auto | Annotated[int, Field(ge=2, le=MOST_GENERATIONS)] = Field(
+        "auto", description="Answers to a prompt, which are rewarded by how much better they are than one another."
+    )
+    max_completion_length: Auto | Annotated[int, Field(ge=1, le=LONGEST_COMPLETION)] = Field(
+        "auto", description="Tokens of an answer, where it is broken off."
+    )
+    temperature: Annotated[float, Field(gt=0, le=10)] = Field(1.0, description="Of the sampling, as in TRL.")
+    top_p: Annotated[float, Field(gt=0, le=1)] = Field(1.0, description="Of the sampling; 1: all tokens.")
+    beta: Auto | Annotated[float, Field(ge=0, le=100)] = Field(
+        "auto",
+        description="How much it costs to leave the reference model, the one before training; 0: there is none.",
+    )
+    loss_type: Annotated[Literal["dapo", "grpo", "dr_grpo", "bnpo"], BeforeValidator(_a_loss_of_its_own)] = "dapo"
+    epsilon: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.2, description="TRL's range for the ratio of new to old probabilities, which is 1 here: without effect."
+    )
+    scale_rewards: Literal["group", "batch", "none"] = Field(
+        "group", description="What differences of rewards are divided by: their deviation in a group, in a step."
+    )
+
+
 class Supervised(SpecPart):
     """The block of `method` for supervised fine-tuning."""
 
@@ -214,15 +300,33 @@ class Reward(SpecPart):
     hyperparameters: RewardHyperparameters = RewardHyperparameters()
 
 
-LATER_METHODS = ("reinforcement",)
-BLOCKS: tuple[MethodType, ...] = ("supervised", "continued_pretraining", "dpo", "kto", "orpo", "simpo", "reward")
+class Reinforcement(SpecPart):
+    """The block of `method` for reinforcement."""
+
+    grader: Grader = Field(description="What rewards each answer; `item` is its row.")
+    hyperparameters: ReinforcementHyperparameters = ReinforcementHyperparameters()
+    response_format: Annotated[
+        None, useless("Answers are sampled freely here: let the grader look at their form instead.", None)
+    ] = None
+
+
+BLOCKS: tuple[MethodType, ...] = (
+    "supervised",
+    "continued_pretraining",
+    "dpo",
+    "kto",
+    "orpo",
+    "simpo",
+    "reward",
+    "reinforcement",
+)
 """Methods on offer; each has the block of its name."""
 
 
 class Method(SpecPart):
     """The objective: its type, and the block of that name. A spec has no other block, and answers show no other."""
 
-    type: Literal["supervised", "continued_pretraining", "dpo", "kto", "orpo", "simpo", "reward"] = "supervised"
+    type: MethodType = "supervised"
     supervised: Supervised | None = None
     continued_pretraining: ContinuedPretraining | None = None
     dpo: Dpo | None = None
@@ -230,6 +334,7 @@ class Method(SpecPart):
     orpo: Orpo | None = None
     simpo: Simpo | None = None
     reward: Reward | None = None
+    reinforcement: Reinforcement | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -238,24 +343,28 @@ class Method(SpecPart):
         if not isinstance(given, dict):
             return given
         kind = given.get("type", "supervised")
-        if kind in LATER_METHODS:
-            raise PydanticCustomError(
-                "not_offered",
-                "The method '{method}' is not offered by this version yet: use one of {methods}.",
-                {"field": "type", "method": kind, "methods": ", ".join(BLOCKS)},
-            )
         if kind not in BLOCKS:
             return given
         for other in BLOCKS:
             if other != kind and given.get(other) is not None:
                 message = f"The method is '{kind}', so there is no block '{other}'. Send '{kind}', or another type."
                 raise PydanticCustomError("another_method", "{message}", {"field": other, "message": message})
+        if kind == "reinforcement" and given.get(kind) is None:
+            message = (
+                "What rewards the answers? Send a grader, as POST /v1/fine_tuning/alpha/graders/validate takes it."
+            )
+            raise PydanticCustomError("no_grader", "{message}", {"field": "reinforcement.grader", "message": message})
         return given if given.get(kind) is not None else {**given, kind: {}}
 
     @model_serializer(mode="wrap")
     def without_other_blocks(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """As OpenAI shows it."""
         return {name: value for name, value in handler(self).items() if value is not None}
+
+    @property
+    def grader(self) -> StringCheck | TextSimilarity | MultiGrader | None:
+        """What rewards answers, where the method has one."""
+        return self.reinforcement.grader if self.reinforcement is not None else None
 
     @property
     def hyperparameters(self) -> Hyperparameters:

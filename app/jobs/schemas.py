@@ -145,6 +145,8 @@ class CheckpointMetrics(BaseModel):
     valid_mean_token_accuracy: float | None = None
     full_valid_loss: float | None = None
     full_valid_mean_token_accuracy: float | None = None
+    train_mean_reward: float | None = None
+    valid_mean_reward: float | None = None
 
 
 class CheckpointRead(BaseModel):
@@ -158,7 +160,7 @@ class CheckpointRead(BaseModel):
     step_number: int
     metrics: CheckpointMetrics
     labels: list[Label]
-    """`best` by validation loss, which the result has the weights of; `last`: where training ended, or has got to."""
+    """`best` by validation loss or reward, which the result has the weights of; `last`: where training ended, or is."""
 
     @classmethod
     def of(cls, checkpoint: JobCheckpoint, labels: list[Label]) -> Self:
@@ -201,6 +203,25 @@ class MetricsEntry(BaseModel):
     """By how much, in the mean; of single answers, the wanted ones' reward over the others'."""
     valid_reward_accuracy: float | None = None
     valid_reward_margin: float | None = None
+    train_mean_reward: float | None = None
+    """Of the answers that a grader rewarded."""
+    train_reward_std: float | None = None
+    train_equal_rewards: float | None = None
+    """Share of the answers whose whole group has one reward, from which nothing is learnt."""
+    train_kl: float | None = None
+    """From the model before training, where there is a beta."""
+    train_entropy: float | None = None
+    train_completion_length: float | None = None
+    """In tokens, the mean."""
+    train_completions_cut: float | None = None
+    """Share of the answers that were broken off."""
+    train_ungraded: float | None = None
+    """Share of the answers that the grader could not grade, whose reward is 0."""
+    valid_mean_reward: float | None = None
+    valid_reward_std: float | None = None
+    valid_completion_length: float | None = None
+    valid_completions_cut: float | None = None
+    valid_ungraded: float | None = None
     epoch: float | None = None
     learning_rate: float | None = None
     grad_norm: float | None = None

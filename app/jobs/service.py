@@ -139,23 +139,29 @@ def checkpoints(session: Session, job: Job, *, after: str | None, limit: int) ->
 
 
 def labels(session: Session, job: Job) -> dict[int, list[Label]]:
-    """Of a job's checkpoints, by step: `best` by validation loss, `last`. Of those there are, while there is no result.
+    """Of a job's checkpoints, by step: `best` by validation loss or reward, `last`.
 
-    The result says for itself which was the best.
+    Of those there are, while there is no result, which says for itself which was the best.
     """
     mine = select(JobCheckpoint.step, JobCheckpoint.metrics).where(JobCheckpoint.job_id == job.id)
-    losses = {step: metrics.get("valid_loss") for step, metrics in session.execute(mine)}
-    evaluated = {step: loss for step, loss in losses.items() if loss is not None}
+    costs = {step: _cost(metrics) for step, metrics in session.execute(mine)}
+    evaluated = {step: cost for step, cost in costs.items() if cost is not None}
     best = min(sorted(evaluated), key=evaluated.__getitem__, default=None)
     result = session.get(RegisteredModel, job.fine_tuned_model) if job.fine_tuned_model else None
     if result is not None and result.metrics.get("best"):
         best = result.metrics["best"]["step"]
-    found: dict[int, list[Label]] = {step: [] for step in losses}
+    found: dict[int, list[Label]] = {step: [] for step in costs}
     if best in found:
         found[best].append("best")
     if found:
         found[max(found)].append("last")
     return found
+
+
+def _cost(metrics: dict[str, Any]) -> float | None:
+    """The lower, the better: a validation loss, or where there is a reward its opposite."""
+    reward: float | None = metrics.get("valid_mean_reward")
+    return metrics.get("valid_loss") if reward is None else -reward
 
 
 def history(session: Session, job: Job, *, after: str | None, limit: int) -> Page[JobEvent]:

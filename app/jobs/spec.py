@@ -22,6 +22,7 @@ from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from app.files.spec import Auto, HoldoutShare
+from app.jobs import groups
 from app.jobs.methods import (
     LARGEST_BATCH,
     LARGEST_MICRO_BATCH,
@@ -29,6 +30,7 @@ from app.jobs.methods import (
     Hyperparameters,
     KtoHyperparameters,
     Method,
+    ReinforcementHyperparameters,
 )
 from app.jobs.parts import SpecPart, Text, only
 
@@ -298,6 +300,8 @@ class JobSpec(SpecPart):
         parts = (given.batch_size, given.per_device_train_batch_size, given.gradient_accumulation_steps)
         batch_size, per_device, accumulation = (None if part == "auto" else part for part in parts)
         gpus = self.resources.gpus
+        if isinstance(given, ReinforcementHyperparameters):
+            return self
         field = self.param("batch_size")
         rows = batch_size or (per_device or 1) * (accumulation or 1) * gpus
         if rows > LARGEST_BATCH or (accumulation and rows > accumulation * gpus * LARGEST_MICRO_BATCH):
@@ -325,6 +329,42 @@ class JobSpec(SpecPart):
             if part is not None and batch_size % (part * gpus):
                 message = f"batch_size {batch_size} is not a multiple of {name} {part}. Leave one of them 'auto'."
                 raise PydanticCustomError("inconsistent_batch", "{message}", {"field": field, "message": message})
+        return self
+
+    @model_validator(mode="after")
+    def groups_are_whole(self) -> Self:
+        """Refuse numbers by which the answers to a prompt would be in two steps."""
+        given = self.hyperparameters
+        if isinstance(given, ReinforcementHyperparameters) and (why := groups.problem(given, self.resources.gpus)):
+            field = self.param(why.field)
+            raise PydanticCustomError("inconsistent_batch", "{message}", {"field": field, "message": why.message})
+        return self
+
+    @model_validator(mode="after")
+    def completions_leave_room_for_a_prompt(self) -> Self:
+        """Refuse a completion as long as all of a row may be."""
+        given = self.hyperparameters
+        if not isinstance(given, ReinforcementHyperparameters):
+            return self
+        longest, completion = given.max_length, given.max_completion_length
+        if longest != "auto" and completion != "auto" and completion >= longest:
+            message = (
+                f"max_length {longest} counts a prompt with its completion, and leaves no prompt beside"
+                f" max_completion_length {completion}. Raise it, or leave it 'auto'."
+            )
+            raise PydanticCustomError("no_prompt", "{message}", {"field": self.param("max_length"), "message": message})
+        return self
+
+    @model_validator(mode="after")
+    def evaluations_have_one_interval(self) -> Self:
+        """Refuse OpenAI's name for it beside ours, unless they agree."""
+        given = self.hyperparameters
+        if isinstance(given, ReinforcementHyperparameters):
+            theirs, ours = given.eval_interval, given.eval_steps
+            if "auto" not in (theirs, ours) and theirs != ours:
+                message = f"eval_interval {theirs} is OpenAI's name for eval_steps, which is {ours}. Send one of them."
+                field = self.param("eval_interval")
+                raise PydanticCustomError("two_forms", "{message}", {"field": field, "message": message})
         return self
 
     @model_validator(mode="after")

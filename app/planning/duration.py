@@ -19,6 +19,12 @@ UTILISATION = 0.35
 """Of that which trainings reach: 30 to 40 % in PaLM's and Llama's reports."""
 SECONDS_A_MICRO_STEP = {"cpu": 0.03, "cuda": 0.08}
 """What Python and the launching of kernels take for each, whatever its size."""
+GENERATING_SHARE = 0.4
+"""Of that for each token of an answer, which all answers side by side are given at once: forward alone."""
+READ_A_SECOND = {"cpu": 2e10, "cuda": 3e11}
+"""Bytes of weights, which each of these tokens takes all of: memory of two channels, and of a T4, the slowest GPU."""
+SHORTEST_SHARE = 0.25
+"""Of the longest that answers may be, where nobody has seen any: how short they are taken to be at the low end."""
 FIXED_SECONDS = {"cpu": 12.0, "cuda": 25.0}
 """Imports, and the device's own start."""
 BYTES_A_SECOND = 5e8
@@ -45,6 +51,10 @@ class Work:
     micro_steps: float
     moved_bytes: float
     """Weights that are loaded, and the result."""
+    positions: float = 0.0
+    """Tokens that are generated one after the other, however many answers there are side by side."""
+    read_bytes: float = 0.0
+    """Weights that are read for each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,15 +84,18 @@ def work_of(
     checkpointing: bool,
     passes_of_reference: int,
     moved_bytes: float,
+    positions: float = 0.0,
 ) -> Work:
-    """Of a training that sees so many tokens, padding included.
+    """Of a training that sees so many tokens, padding included. `positions`: see `Work`.
 
     Two operations a parameter and token forward, two for the gradients of activations, two for those of what is
-    trained (Kaplan et al. 2020, section 2.1); with checkpointing forward twice; a reference model forward too.
+    trained (Kaplan et al. 2020, section 2.1); with checkpointing forward twice; a reference model forward too, and what
+    is generated once more.
     """
     passes = 2 * params + 2 * params + 2 * trained
     passes += 2 * params * (1 if checkpointing else 0) + 2 * params * passes_of_reference
-    return Work(tokens * passes, micro_steps, moved_bytes)
+    passes += 2 * params * (1 if positions else 0)
+    return Work(tokens * passes, micro_steps, moved_bytes, positions, read_bytes=2.0 * params)
 
 
 def by_arithmetic(work: Work, kind: Kind, gigabytes: int | None) -> float:
@@ -92,7 +105,8 @@ def by_arithmetic(work: Work, kind: Kind, gigabytes: int | None) -> float:
         sizes = [size for size in GPU_FLOPS if size <= (gigabytes or 0)]
         speed = UTILISATION * GPU_FLOPS[max(sizes, default=min(GPU_FLOPS))]
     computing = work.flops / speed + work.micro_steps * SECONDS_A_MICRO_STEP[kind]
-    return FIXED_SECONDS[kind] + work.moved_bytes / BYTES_A_SECOND + computing
+    each = GENERATING_SHARE * SECONDS_A_MICRO_STEP[kind] + work.read_bytes / READ_A_SECOND[kind]
+    return FIXED_SECONDS[kind] + work.moved_bytes / BYTES_A_SECOND + computing + work.positions * each
 
 
 def duration(work: Work, kind: Kind, gigabytes: int | None, measured: Sequence[Measured]) -> Duration:

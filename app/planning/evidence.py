@@ -13,6 +13,7 @@ KTO = "KTO: Model Alignment as Prospect Theoretic Optimization (Ethayarajh et al
 ORPO = "ORPO: Monolithic Preference Optimization without Reference Model (Hong et al. 2024)"
 SIMPO = "SimPO (Meng et al. 2024)"
 GRPO = "DeepSeekMath, which introduced GRPO (Shao et al. 2024)"
+DAPO = "DAPO (Yu et al. 2025) and Dr. GRPO (Liu et al. 2025)"
 INSTRUCT_GPT = "InstructGPT (Ouyang et al. 2022)"
 ZEPHYR = "Zephyr (Tunstall et al. 2023)"
 RSLORA = "A Rank Stabilization Scaling Factor for Fine-Tuning with LoRA (Kalajdzievski 2023)"
@@ -31,6 +32,6 @@ RATES = {
     "orpo": ORPO,
     "simpo": SIMPO,
     "reward": INSTRUCT_GPT,
-    "reinforcement": "TRL's default for GRPO",
+    "reinforcement": f"TRL's default for GRPO, and {GRPO}",
 }
 """Where a method's rate of full fine-tuning comes from."""

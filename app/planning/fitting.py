@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+from app.jobs.methods import ReinforcementHyperparameters
 from app.jobs.spec import JobSpec, resolved
 from app.planning import recipes
 from app.planning.memory import MemoryEstimate, ModelShape, TrainingSetup, estimate
@@ -15,6 +16,8 @@ PROCESS_BYTES = 650 * 1024**2
 LOWEST_RANK = 8
 SHORTEST = 512
 """Tokens; a row that is cut shorter has lost what most are there for."""
+SHORTEST_ANSWER = 64
+"""Tokens; what is broken off sooner is seldom an answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +120,21 @@ def _smaller_batches(spec: JobSpec) -> Iterator[Step]:
         )
 
 
+def _fewer_answers(spec: JobSpec) -> Iterator[Step]:
+    """They are generated side by side, however few of them are trained on at a time."""
+    given = spec.hyperparameters
+    if not isinstance(given, ReinforcementHyperparameters):
+        return
+    accumulation = resolved(given.gradient_accumulation_steps)
+    per_device, answers = resolved(given.per_device_train_batch_size), resolved(given.num_generations)
+    while accumulation % 2 == 0 and per_device * accumulation // 2 % answers == 0:
+        accumulation //= 2
+        yield (
+            (spec.param("per_device_train_batch_size"), per_device, "It is as it was."),
+            (spec.param("gradient_accumulation_steps"), accumulation, "Steps have fewer prompts, and are noisier."),
+        )
+
+
 def _eight_bit_optimizer(spec: JobSpec) -> Iterator[Step]:
     yield ((spec.param("optim"), "adamw_bnb_8bit", "The optimizer's states are rounded."),)
 
@@ -139,6 +157,16 @@ def _lower_rank(spec: JobSpec) -> Iterator[Step]:
 
 def _shorter_rows(spec: JobSpec) -> Iterator[Step]:
     length = spec.hyperparameters.max_length
+    given = spec.hyperparameters
+    if isinstance(given, ReinforcementHyperparameters):  # whose prompts cannot be cut
+        answer, length = resolved(given.max_completion_length), resolved(given.max_length)
+        while answer > SHORTEST_ANSWER:
+            length, answer = length - answer // 2, answer - answer // 2
+            yield (
+                (spec.param("max_completion_length"), answer, "Answers are broken off earlier."),
+                (spec.param("max_length"), length, "So that prompts have as much room."),
+            )
+        return
     while isinstance(length, int) and length > SHORTEST:
         length = max(SHORTEST, length // 2)
         yield (
@@ -151,6 +179,7 @@ KINDS: tuple[Kind, ...] = (
     _checkpointing,
     _smaller_batches,
     _eight_bit_optimizer,
+    _fewer_answers,
     _adapter,
     _four_bits,
     _lower_rank,

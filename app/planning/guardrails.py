@@ -5,7 +5,7 @@ Pure, as recipes are: none of them blocks a job that can be trained.
 
 from dataclasses import dataclass
 
-from app.jobs.methods import HIGHEST_LEARNING_RATE
+from app.jobs.methods import HIGHEST_LEARNING_RATE, ReinforcementHyperparameters
 from app.jobs.spec import FullTuning, JobSpec, LoraTuning
 from app.planning import recipes
 from app.planning.recipes import LORA_R, WIDTH_EXPONENTS, Facts, recipe_of
@@ -17,6 +17,8 @@ RSLORA_FROM = 64
 
 
 MOST_EPOCHS_OF_FULL = 2
+FEWEST_GENERATIONS = 4
+EPSILON = ReinforcementHyperparameters().epsilon
 ROWS_FOR_HIGH_RANK = 1000
 MILLIONS = 2_000_000
 """Tokens of another domain that are new knowledge more than style, for which full fine-tuning may be worth its cost."""
@@ -37,6 +39,10 @@ SOURCES = {
     "rank_doubles": "PiSSA (Meng et al. 2024), and how PEFT converts what it has trained",
     "packing_left_out": "this service's measurements of padding",
     "batch_counts_packs": "what TRL does: a batch of packs has as many sequences as packs",
+    "compute_multiplier_unused": "what this service does: num_generations given as a number is taken as it is",
+    "epsilon_unused": "how GRPO is defined: the ratio it clips is 1 at the first step on a set of answers",
+    "reasoning_effort_unused": "what it is: a setting of OpenAI's own models",
+    "few_generations": "GRPO (Shao et al. 2024): an answer's reward is judged by its group's mean and deviation",
 }
 """Of each warning."""
 
@@ -109,8 +115,52 @@ def warnings(spec: JobSpec, facts: Facts) -> list[Guardrail]:
         found.extend(_beginning_warnings(spec.tuning))
     if facts.rows is not None and facts.tokens is not None:
         found.extend(_data_warnings(spec, facts, facts.rows, facts.tokens))
+    if isinstance(given, ReinforcementHyperparameters):
+        found.extend(_reinforcement_warnings(spec, given))
     if recipes.gives_batch_numbers(spec):
         found.extend(_packing_warnings(spec, facts))
+    return found
+
+
+def _reinforcement_warnings(spec: JobSpec, given: ReinforcementHyperparameters) -> list[Guardrail]:
+    found = []
+    if given.num_generations != "auto" and given.compute_multiplier not in ("auto", 1.0):
+        found.append(
+            Guardrail(
+                "compute_multiplier_unused",
+                "num_generations is given as a number, so compute_multiplier has no effect.",
+                spec.param("compute_multiplier"),
+                "Leave one of the two out.",
+            )
+        )
+    if given.reasoning_effort is not None:
+        found.append(
+            Guardrail(
+                "reasoning_effort_unused",
+                f"reasoning_effort '{given.reasoning_effort}' is for OpenAI's own models, and has no effect here.",
+                spec.param("reasoning_effort"),
+                "Say in the prompts how long the model shall think, and allow it with max_completion_length.",
+            )
+        )
+    if given.epsilon != EPSILON:
+        found.append(
+            Guardrail(
+                "epsilon_unused",
+                "Each set of answers is trained on for one step, in which the ratio that epsilon clips is 1.",
+                spec.param("epsilon"),
+                "Leave it out.",
+            )
+        )
+    answers = recipes.batch(spec, recipe_of(spec))["num_generations"]
+    if answers < FEWEST_GENERATIONS:
+        found.append(
+            Guardrail(
+                "few_generations",
+                f"With {answers} answers to a prompt most groups have one reward, and nothing is learnt from those.",
+                spec.param("num_generations"),
+                "Use 8, with fewer prompts a step if there is no room.",
+            )
+        )
     return found
 
 

@@ -2,9 +2,9 @@
 
 Nothing in it is fitted to measurements. Each term is a tensor that PyTorch or a library is known to hold, at one of
 six moments: at the end of the forward, while the loss, the last block, the first block and the embeddings are
-differentiated, and while the optimizer steps. The estimate is the largest of the six. What autograd saves of a block
-was read off the code of transformers, PEFT, litgpt and torchtune, and is held against real training steps in
-`tests/app/planning`.
+differentiated, and while the optimizer steps; and where answers are generated at a seventh. The estimate is the largest
+of them. What autograd saves of a block was read off the code of transformers, PEFT, litgpt and torchtune, and is held
+against real training steps in `tests/app/planning`.
 """
 
 from dataclasses import dataclass, field, replace
@@ -12,7 +12,7 @@ from typing import Literal
 
 Role = Literal["q", "k", "v", "o", "gate", "up", "down", "head"]
 """A linear layer of a decoder; `up` and `down` alone where the MLP has no gate."""
-Moment = Literal["forward", "loss", "last block", "first block", "embeddings", "backward", "optimizer"]
+Moment = Literal["forward", "loss", "last block", "first block", "embeddings", "backward", "optimizer", "generation"]
 """Of a step: where the formula looks, and `backward` for what a dry run finds in between."""
 Weights = Literal["fp32", "bf16", "fp16", "int8", "nf4", "nf4_double"]
 ATTENTION: tuple[Role, ...] = ("q", "k", "v", "o")
@@ -188,6 +188,10 @@ class TrainingSetup:
     """Gradients lie there twice, the second time in the buckets of DistributedDataParallel."""
     reference: bool = False
     """A copy of the base lies beside it, which does not move."""
+    generated: int = 0
+    """Sequences that are generated side by side before a step, up to `length` tokens."""
+    prompt_length: int = 0
+    """Tokens of each that are there before."""
     scores: bool = False
     """A reward model: a number for each row in place of logits, from a layer that is trained whatever the tuning."""
     shards: int = 1
@@ -223,14 +227,16 @@ class MemoryEstimate:
     context: float = 0.0
     reference: float = 0.0
     """The copy of the base that a full model is compared with."""
+    cache: float = 0.0
+    """Keys and values of what is generated."""
     by_moment: dict[str, float] = field(default_factory=dict)
-    """The sum at each of the six, without slack and context."""
+    """The sum at each of them, without slack and context."""
 
     @property
     def total(self) -> float:
         """All of it."""
         held = self.weights + self.reference + self.quantization + self.adapter + self.gradients + self.optimizer
-        return held + self.activations + self.loss + self.temporary + self.slack + self.context
+        return held + self.cache + self.activations + self.loss + self.temporary + self.slack + self.context
 
 
 def trained_params(shape: ModelShape, setup: TrainingSetup) -> int:
@@ -320,12 +326,14 @@ def estimate(shape: ModelShape, setup: TrainingSetup) -> MemoryEstimate:
             "temporary": 0.0 if setup.optimizer_in_backward else trained * setup.step_bytes / shards,
         },
     }
+    if setup.generated:
+        moments["generation"] = _generating(shape, setup, setup.generated)
     sums = {name: sum(held.values()) + sum(parts.values()) for name, parts in moments.items()}
     moment = max(sums, key=lambda name: sums[name])
     parts = moments[moment]
     found = MemoryEstimate(moment=moment, **held, **parts, by_moment={str(name): one for name, one in sums.items()})
     if setup.reserved:
-        comes_and_goes = parts["activations"] + parts["loss"] + parts["temporary"] + parts["gradients"]
+        comes_and_goes = sum(parts.values())
         found = replace(found, slack=SLACK * comes_and_goes)
     return replace(found, context=float(CONTEXT_BYTES)) if setup.context else found
 
@@ -363,8 +371,41 @@ def evaluation(shape: ModelShape, setup: TrainingSetup) -> float:
         + copies
         + max(block + _gathered(shape, setup) + _unpacked(shape, setup), last + loss)
     )
+    if setup.generated:  # each row's prompt is answered first
+        peak = max(peak, sum(_held(shape, setup).values()) + sum(_generating(shape, setup, setup.micro_batch).values()))
     peak += SLACK * (block + loss) if setup.reserved else 0.0
     return peak + (CONTEXT_BYTES if setup.context else 0)
+
+
+def _generating(shape: ModelShape, setup: TrainingSetup, sequences: int) -> dict[str, float]:
+    """What lies there while answers are generated, by transformers' dynamic cache, beside what is held.
+
+    Two vectors a token, block and group of heads (Pope et al. 2022, section 2.1). At the end a block's keys are there
+    twice while a token's are appended, and for each query head where there is a mask. At the start the prompts go
+    through a block at once, when the cache is filled as far as they reach. The last token's logits are there in fp32,
+    with what sampling makes of them. TRL generates under autocast only where no adapter is around the model.
+    """
+    compute, tokens = BYTES[setup.compute], sequences * setup.length
+    cache = 2.0 * shape.kv_size * shape.num_layers * compute * tokens
+    appended = (shape.kv_size + (2 * shape.query_size if setup.repeats_kv else 0)) * compute * tokens
+    middle = shape.intermediate_size * (3 if shape.gated_mlp else 2) * max(1, shape.experts_per_token)
+    wide = 0.0  # what an adapter makes of its input, and its sum with what the layer makes, in the adapter's own type
+    if setup.targets and BYTES[setup.trained] > compute:
+        wide = 2 * BYTES[setup.trained] * max(shape.linear(role)[1] for role in setup.targets if role != "head")
+    prompts = sequences * setup.prompt_length * (middle * compute + 4 * shape.hidden_size * _stream(setup) + wide)
+    filled = cache * setup.prompt_length / setup.length
+    if filled + prompts > cache + appended:
+        cache, appended = filled, prompts
+    copies = 0.0
+    if setup.tuning == "full" and setup.autocast and setup.weights == "fp32":
+        copies = (shape.block_params * shape.num_layers + shape.vocabulary_params) * 2.0
+    return {
+        "gradients": 0.0,
+        "cache": cache,
+        "activations": appended + copies,
+        "loss": sequences * shape.vocab_size * 3 * 4.0,
+        "temporary": _gathered(shape, setup) + _unpacked(shape, setup),
+    }
 
 
 def _loss_forward(shape: ModelShape, setup: TrainingSetup) -> float:

@@ -5,16 +5,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from app.jobs.methods import ReinforcementHyperparameters
 from app.jobs.spec import JobSpec, LoraTuning, resolved
 from app.planning import artifacts, fitting, guardrails, recipes
 from app.planning.bases import Base
-from app.planning.duration import Duration, Measured, Work, duration, work_of
+from app.planning.duration import SHORTEST_SHARE, Duration, Measured, Work, duration, work_of
 from app.planning.fitting import Change, setup_on
 from app.planning.guardrails import Guardrail
 from app.planning.hardware import COMMON, Hardware
 from app.planning.memory import MemoryEstimate, evaluation, trained_params
 from app.planning.recipes import Facts
-from app.planning.setups import REFERENCED, setup_of
+from app.planning.setups import generated_at_once, has_reference, setup_of
 
 ROOM_LEFT = 0.1
 """Of a device, that must be left for activations to be kept rather than computed twice: the formula's own error."""
@@ -173,6 +174,8 @@ def steps_of(spec: JobSpec, data: Data) -> int:
     given = spec.hyperparameters
     if given.max_steps is not None:
         return given.max_steps
+    if spec.method.type == "reinforcement":  # what fills no whole step is left for the next pass
+        return resolved(given.n_epochs) * max(1, data.rows // resolved(given.batch_size))
     return resolved(given.n_epochs) * math.ceil(_sequences(spec, data) / resolved(given.batch_size))
 
 
@@ -206,16 +209,34 @@ def _duration(
     measured: Sequence[Measured],
 ) -> Duration:
     params = base.known_shape.params
-    work = work_of_job(
-        spec,
-        params=params,
-        trained=trained,
-        tokens=steps * resolved(spec.hyperparameters.batch_size) / _sequences(spec, data) * data.tokens,
-        steps=steps,
-        packing_saves=data.packing_saves,
-        moved_bytes=2.0 * params + result,
-    )
-    return duration(work, place.device.kind, place.gigabytes, measured)
+    tokens = steps * resolved(spec.hyperparameters.batch_size) / _sequences(spec, data) * data.tokens
+
+    def taking(share: float) -> Duration:
+        """With answers as long as this share of the longest there may be."""
+        said = share * recipes.completion_length(spec, base.context_length)
+        work = work_of_job(
+            spec,
+            params=params,
+            trained=trained,
+            tokens=tokens * _answers(spec) + steps * generated_at_once(spec) * said,
+            steps=steps,
+            packing_saves=data.packing_saves,
+            moved_bytes=2.0 * params + result,
+            positions=steps * said,
+        )
+        return duration(work, place.device.kind, place.gigabytes, measured)
+
+    longest = taking(1.0)
+    if spec.method.type != "reinforcement":
+        return longest
+    said = f"{longest.basis}; answers of a quarter of max_completion_length to all of it, of which half was taken"
+    return replace(taking(0.5), low=taking(SHORTEST_SHARE).low, high=longest.high, basis=said)
+
+
+def _answers(spec: JobSpec) -> int:
+    """Sequences that a row is trained as."""
+    own = spec.hyperparameters
+    return resolved(own.num_generations) if isinstance(own, ReinforcementHyperparameters) else 1
 
 
 def work_of_job(
@@ -227,8 +248,12 @@ def work_of_job(
     steps: int,
     packing_saves: float,
     moved_bytes: float,
+    positions: float = 0.0,
 ) -> Work:
-    """What a resolved spec has to compute, planned or done. `tokens`: of all steps, without padding."""
+    """What a resolved spec has to compute, planned or done. `tokens`: of all steps, without padding.
+
+    `positions`: tokens that were generated one after the other.
+    """
     given = spec.hyperparameters
     padding = 1 if given.packing else 1 / (1 - min(packing_saves, 0.9))
     return work_of(
@@ -237,6 +262,7 @@ def work_of_job(
         tokens=tokens * padding,
         micro_steps=steps * resolved(given.gradient_accumulation_steps),
         checkpointing=bool(given.gradient_checkpointing),
-        passes_of_reference=1 if spec.method.type in REFERENCED else 0,
+        passes_of_reference=1 if has_reference(spec) else 0,
         moved_bytes=moved_bytes,
+        positions=positions,
     )

@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeVar
 
 from app.files.spec import Auto, DataSpec
+from app.graders.spec import item_paths
+from app.jobs import groups
 from app.jobs.methods import (
     HIGHEST_LEARNING_RATE,
     LARGEST_BATCH,
@@ -14,6 +16,7 @@ from app.jobs.methods import (
     DpoHyperparameters,
     KtoHyperparameters,
     OrpoHyperparameters,
+    ReinforcementHyperparameters,
     SimpoHyperparameters,
 )
 from app.jobs.prepared import Prepared
@@ -36,6 +39,8 @@ class Recipe:
     max_grad_norm: float = 1.0  # transformers' own default
     beta: float | None = None
     """Of the methods that have one."""
+    num_generations: int = 1
+    """Sequences that a row makes."""
 
     @property
     def rows(self) -> int:
@@ -80,6 +85,17 @@ PREFERENCES: dict[str, Recipe] = {
     "reward": replace(DPO, learning_rate=1e-5, warmup_ratio=0.03, beta=None),  # InstructGPT's 6B: 9e-6, one epoch
 }
 """Full fine-tuning on preferences. Without weight decay: what holds a model back there is its reference or its loss."""
+GRPO = Recipe(
+    learning_rate=1e-6,  # TRL's default, and DeepSeekMath's (Shao et al. 2024)
+    n_epochs=1,
+    per_device_train_batch_size=4,
+    gradient_accumulation_steps=8,  # 4 prompts: what is generated at once takes memory, as a step's 32 answers do
+    lr_scheduler_type="constant_with_warmup",  # rewards say when it is enough, not a plan made before
+    beta=0.0,  # TRL's default; DAPO and Dr. GRPO (2025) do without a reference, which would be a second model
+    num_generations=8,  # TRL's default; DeepSeekMath's 64 are eight times the time
+)
+COMPLETION = 512
+"""Tokens of an answer, TRL's default."""
 SIMPO_GAMMA = 0.5
 """Over beta, as the authors advise to begin with."""
 ROBUST_SMOOTHING = 0.1
@@ -104,6 +120,8 @@ RECIPES: dict[tuple[str, str], Recipe] = {
     ("continued_pretraining", "lora"): replace(LORA, n_epochs=1),
     **{(method, "full"): recipe for method, recipe in PREFERENCES.items()},
     **{(method, "lora"): _for_lora(recipe) for method, recipe in PREFERENCES.items()},
+    ("reinforcement", "full"): GRPO,
+    ("reinforcement", "lora"): _for_lora(GRPO),
 }
 """By method and tuning; QLoRA's are LoRA's."""
 
@@ -196,13 +214,33 @@ def data_spec(spec: JobSpec) -> DataSpec:
         per_device_train_batch_size=rows_at_a_time(spec),
         most_rows_per_pack=most_rows_per_pack(spec),
         holdout=0.0 if spec.validation_file is not None else spec.evaluation.holdout,
+        room_behind=given.max_completion_length if isinstance(given, ReinforcementHyperparameters) else 0,
+        item_paths=item_paths(spec.method.grader) if spec.method.grader is not None else (),
     )
 
 
 def max_length(spec: JobSpec, *, longest_row: int, context_length: int) -> int:
-    """Tokens that a row, or a pack, may have: as given, else the longest row, at most the model's context."""
+    """Tokens that a row, or a pack, may have: as given, else the longest row, at most the model's context.
+
+    Of a prompt that is still to be answered with its completion.
+    """
     given = spec.hyperparameters.max_length
-    return max(SHORTEST_MAX_LENGTH, min(longest_row, context_length)) if given == "auto" else given
+    longest = min(longest_row + completion_length(spec, context_length), context_length)
+    return max(SHORTEST_MAX_LENGTH, longest) if given == "auto" else given
+
+
+def completion_length(spec: JobSpec, context_length: int) -> int:
+    """Tokens that the model may say behind a row; 0 of methods that only read."""
+    given = spec.hyperparameters
+    if not isinstance(given, ReinforcementHyperparameters):
+        return 0
+    most = context_length if given.max_length == "auto" else given.max_length
+    return auto_completion(most) if given.max_completion_length == "auto" else given.max_completion_length
+
+
+def auto_completion(most: int) -> int:
+    """Of a prompt with its completion that may have so many tokens: of short ones half."""
+    return max(1, min(COMPLETION, most // 2))
 
 
 def rows_at_a_time(spec: JobSpec) -> int:
@@ -262,9 +300,9 @@ def resolve(spec: AnySpec, facts: Facts) -> AnySpec:
         "max_grad_norm": recipe.max_grad_norm,
         # Recomputing costs a third of the speed; where no plan says that it fits without, it is the safe choice.
         "gradient_checkpointing": facts.device == "cuda" and facts.memory_is_tight,
-        **batch(spec, in_packs(recipe, facts.rows_per_pack)),
+        **batch(spec, in_packs(recipe, facts.rows_per_pack), rows=facts.rows),
     }
-    numbers |= _of_the_method(spec, recipe)
+    numbers |= _of_the_method(spec, recipe, facts)
     chosen = {name: value for name, value in numbers.items() if getattr(given, name) == "auto"}
     body = spec.model_dump(mode="json")
     body["method"][spec.method.type]["hyperparameters"].update(chosen)
@@ -277,7 +315,7 @@ def resolve(spec: AnySpec, facts: Facts) -> AnySpec:
     return type(spec).model_validate(body)
 
 
-def _of_the_method(spec: JobSpec, recipe: Recipe) -> dict[str, float | None]:
+def _of_the_method(spec: JobSpec, recipe: Recipe, facts: Facts) -> dict[str, float | None]:
     """The numbers that this method alone has."""
     match spec.hyperparameters:
         case DpoHyperparameters(loss_type=loss_type):
@@ -287,6 +325,13 @@ def _of_the_method(spec: JobSpec, recipe: Recipe) -> dict[str, float | None]:
         case SimpoHyperparameters(beta=given):
             beta = recipe.beta if given == "auto" else given
             return {"beta": beta, "simpo_gamma": SIMPO_GAMMA * (beta or 0.0)}
+        case ReinforcementHyperparameters(compute_multiplier=multiplier, eval_interval=interval):
+            return {
+                "beta": recipe.beta,
+                "compute_multiplier": 1.0 if multiplier == "auto" else multiplier,
+                "max_completion_length": completion_length(spec, facts.context_length),
+                **({} if interval == "auto" else {"eval_steps": interval}),
+            }
         case _:
             return {}
 
@@ -313,21 +358,39 @@ def in_packs(recipe: Recipe, rows_per_pack: float | None) -> Recipe:
     return replace(recipe, per_device_train_batch_size=1, gradient_accumulation_steps=packs_a_step)
 
 
-def batch(spec: JobSpec, recipe: Recipe) -> dict[str, int]:
-    """The three numbers of a batch; what is given rules, what is `auto` follows from it."""
+def batch(spec: JobSpec, recipe: Recipe, *, rows: int | None = None) -> dict[str, int]:
+    """The three numbers of a batch; what is given rules, what is `auto` follows from it.
+
+    Of reinforcement also how many completions a prompt has; of `rows` prompts, where so many are known, no more.
+    """
     given, gpus = spec.hyperparameters, spec.resources.gpus
+    if isinstance(given, ReinforcementHyperparameters):
+        multiplier = 1.0 if given.compute_multiplier == "auto" else given.compute_multiplier
+        wish = groups.Wish(
+            prompts=recipe.rows // recipe.num_generations,
+            num_generations=max(2, round(multiplier * recipe.num_generations)),
+            per_device=recipe.per_device_train_batch_size,
+            most_prompts=rows or LARGEST_BATCH,
+        )
+        step = groups.chosen(given, gpus, wish)
+        return {
+            "batch_size": step.prompts,
+            "num_generations": step.num_generations,
+            "per_device_train_batch_size": step.per_device,
+            "gradient_accumulation_steps": step.accumulation,
+        }
     size, per_device, accumulation = (
         None if number == "auto" else number
         for number in (given.batch_size, given.per_device_train_batch_size, given.gradient_accumulation_steps)
     )
     if size is not None:
-        rows = size // gpus
+        here = size // gpus
         if per_device is None and accumulation is None:
-            per_device = _divisor(rows, recipe.per_device_train_batch_size, least=_least_at_a_time(spec))
+            per_device = _divisor(here, recipe.per_device_train_batch_size, least=_least_at_a_time(spec))
         if per_device is None:
             assert accumulation is not None  # noqa: S101  the case above has filled per_device otherwise
-            per_device = rows // accumulation
-        accumulation = rows // per_device
+            per_device = here // accumulation
+        accumulation = here // per_device
     elif per_device is None:
         per_device = min(recipe.per_device_train_batch_size, max(1, LARGEST_BATCH // ((accumulation or 1) * gpus)))
     if accumulation is None:

@@ -14,7 +14,7 @@ from app.planning import evidence, second_thoughts
 from app.planning.guardrails import MILLIONS, RSLORA_FROM
 from app.planning.hardware import GIB
 from app.planning.recipes import (
-    LARGER_FOR_LORA,
+    COMPLETION,
     LORA_ALPHA,
     LORA_R,
     RECIPES,
@@ -38,11 +38,6 @@ BITS_A_PARAMETER = 2
 """That a network can store at most (Allen-Zhu and Li 2024)."""
 BITS_A_TOKEN = 1
 """Of a language model's loss on usual text, so no more than this is to be stored of it (LoRA Without Regret)."""
-GRPO = {
-    "full": Recipe(1e-6, 1, per_device_train_batch_size=1, gradient_accumulation_steps=32),
-    "lora": Recipe(LARGER_FOR_LORA * 1e-6, 1, per_device_train_batch_size=2, gradient_accumulation_steps=16),
-}
-"""TRL's rate; it stands here as long as there is no recipe for reinforcement."""
 
 T_co = TypeVar("T_co", covariant=True)
 
@@ -308,8 +303,7 @@ def _modules(option: Option) -> Choice[str | None]:
 
 
 def _recipe(method: Method, option: Option) -> Recipe:
-    kind = "full" if option.r is None else "lora"
-    return RECIPES[method, kind] if (method, kind) in RECIPES else GRPO[kind]
+    return RECIPES[method, "full" if option.r is None else "lora"]
 
 
 def _rate(s: Situation, method: Method, option: Option, recipe: Recipe) -> Choice[float]:
@@ -383,4 +377,4 @@ def _notes(s: Situation, method: Method, option: Option, found: tuple[Fit, ...])
             " text they come from, by continued pretraining."
         )
     if method == "reinforcement":
-        yield "What generating holds in memory is not counted; and a grader is needed."
+        yield f"A grader is needed. Answers of up to {COMPLETION} tokens were assumed for the memory."

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal, TypedDict
 
+from app.jobs.methods import ReinforcementHyperparameters
 from app.jobs.spec import JobSpec, LoraTuning, QloraTuning, Tuning, resolved
 from app.planning.memory import ATTENTION, FULL_LOSS, ModelShape, Role, TrainingSetup, Weights
 
@@ -24,7 +25,7 @@ TILE_COPIES = 5
 PAIRS = ("dpo", "orpo", "simpo", "reward")
 """Methods of which a row is two sequences in one batch."""
 REFERENCED = ("dpo", "kto")
-"""Methods that compare with the model before training."""
+"""Methods that compare with the model before training; `reinforcement` does so where it has a beta."""
 LOGIT_BYTES = {"orpo": 18.0, "simpo": 16.0}
 """A logit, for methods whose trainers (`trl.experimental`) compute all at once: in fp32, as accelerate hands them out,
 with three gradients of that size on their way through slices; and for ORPO's likelihood half of them once more."""
@@ -105,9 +106,32 @@ def setup_of(spec: JobSpec, shape: ModelShape, device: Device) -> TrainingSetup:
         loss_tile=None if method in LOGIT_BYTES else LOSS_TILE[device.kind],
         tile_copies=0 if device.kind == "cuda" else TILE_COPIES,
         loss_bytes=LOGIT_BYTES.get(method, FULL_LOSS),
-        reference=tuning.type == "full" and method in REFERENCED,  # an adapter is turned off to be its own
+        reference=tuning.type == "full" and has_reference(spec),  # an adapter is turned off to be its own
+        generated=generated_at_once(spec),
+        prompt_length=_prompt_length(spec),
         scores=method == "reward",
     )
+
+
+def has_reference(spec: JobSpec) -> bool:
+    """Whether a resolved spec compares with the model before training."""
+    own = spec.hyperparameters
+    return spec.method.type in REFERENCED or (isinstance(own, ReinforcementHyperparameters) and own.beta != 0)
+
+
+def generated_at_once(spec: JobSpec) -> int:
+    """Answers that TRL has the model write side by side: all of a step; 0 of methods that only read."""
+    own = spec.hyperparameters
+    if not isinstance(own, ReinforcementHyperparameters):
+        return 0
+    return resolved(own.per_device_train_batch_size) * resolved(own.gradient_accumulation_steps)
+
+
+def _prompt_length(spec: JobSpec) -> int:
+    own = spec.hyperparameters
+    if not isinstance(own, ReinforcementHyperparameters):
+        return 0
+    return max(1, resolved(own.max_length) - resolved(own.max_completion_length))
 
 
 def targets_of(tuning: LoraTuning, shape: ModelShape) -> frozenset[Role]:

@@ -99,4 +99,5 @@ def _work(spec: JobSpec, packing_saves: float, model: RegisteredModel) -> Work:
         steps=model.metrics["steps"],
         packing_saves=packing_saves,
         moved_bytes=2.0 * params + model.bytes,
+        positions=model.metrics.get("generated_positions", 0.0),
     )

@@ -11,6 +11,7 @@ from app.files import service as files
 from app.files.containers import Container
 from app.files.formats import CHATS, PAIRS, TAKES
 from app.files.models import File
+from app.files.rows import ChatRow
 from app.files.shapes import Shape
 from app.planning.hardware import GIB, GPUS, ON_GPU, Hardware
 from app.planning.setups import Device
@@ -93,11 +94,13 @@ def _look(file: File) -> _Look:
     try:
         with get_storage().open(file.sha256) as content:
             reading = formats.read(content)
-            next(iter(reading), None)
+            first = next(iter(reading), None)
     except Damaged:
         return _Look(None, is_plain=False)
     is_plain = reading.compression is None and reading.container is not Container.PARQUET
-    return _Look(_rows_are(reading.shape), is_plain)
+    row = first[1] if isinstance(first, tuple) else None
+    is_prompt = isinstance(row, ChatRow) and not any(message.role == "assistant" for message in row.messages)
+    return _Look("prompts" if is_prompt else _rows_are(reading.shape), is_plain)
 
 
 def _rows_are(shape: Shape | None) -> Rows | None:

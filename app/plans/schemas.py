@@ -39,6 +39,7 @@ class MemoryRead(BaseModel):
             "optimizer": found.optimizer,
             "activations": found.activations,
             "logits_and_loss": found.loss,
+            "generation_cache": found.cache,
             "temporary": found.temporary,
             "fragmentation": found.slack,
             "context": found.context,

@@ -63,6 +63,7 @@ def _training(manifest: Manifest) -> list[str]:
         ("steps", f"{report.steps}"),
         ("tokens seen", f"{report.tokens:,}, of which {report.trained_tokens:,} trained on"),
         ("loss", f"{report.loss_first:.4f} at the first step, {report.loss_last:.4f} at the last"),
+        *_rewards(report),
         ("validation loss", f"{report.eval_loss:.4f}" if report.eval_loss is not None else "not measured"),
         *_weights(report),
         ("seed", f"{spec.seed}"),
@@ -85,13 +86,24 @@ def _weights(report: TrainingReport) -> list[tuple[str, str]]:
     """Which step's they are, where there was a choice."""
     if report.best is None or report.last is None or report.best.step == report.last.step:
         return []
+    by = "validation loss" if report.best.eval_reward is None else "validation reward"
     best, last = (
-        f"step {one.step} ({'not evaluated' if one.eval_loss is None else f'{one.eval_loss:.4f}'})"
+        f"step {one.step} ({'not evaluated' if one.measured is None else f'{one.measured:.4f}'})"
         for one in (report.best, report.last)
     )
     if report.published == "best":
-        return [("weights", f"of {best}, the best by validation loss; the last was {last}")]
-    return [("weights", f"of the last {last}; {best} was the best by validation loss, and its checkpoint is lost")]
+        return [("weights", f"of {best}, the best by {by}; the last was {last}")]
+    return [("weights", f"of the last {last}; {best} was the best by {by}, and its checkpoint is lost")]
+
+
+def _rewards(report: TrainingReport) -> list[tuple[str, str]]:
+    """What answers were worth, where they were graded."""
+    if report.reward_first is None or report.reward_last is None:
+        return []
+    rows = [("mean reward", f"{report.reward_first:.4f} at the first step, {report.reward_last:.4f} at the last")]
+    if report.eval_reward is not None:
+        rows.append(("validation reward", f"{report.eval_reward:.4f}"))
+    return rows
 
 
 def _use(manifest: Manifest) -> list[str]:

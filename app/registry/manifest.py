@@ -32,12 +32,18 @@ class TrainingFile(BaseModel):
 
 
 class Evaluated(BaseModel):
-    """A step, and its loss on the validation rows."""
+    """A step, and what an evaluation on the validation rows found."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     step: int
     eval_loss: float | None = Field(description="None where the step was not evaluated.")
+    eval_reward: float | None = Field(None, description="Of answers to the validation prompts, where they were graded.")
+
+    @property
+    def measured(self) -> float | None:
+        """What steps are compared by."""
+        return self.eval_loss if self.eval_reward is None else self.eval_reward
 
 
 class TrainingReport(BaseModel):
@@ -49,10 +55,16 @@ class TrainingReport(BaseModel):
     loss_first: float
     loss_last: float
     eval_loss: float | None = None
+    eval_reward: float | None = None
+    reward_first: float | None = None
+    """The mean reward of the first step's answers, and of the last one's, where they were graded."""
+    reward_last: float | None = None
     published: Literal["best", "last"] | None = Field(
         None, description="Which step's weights a result has; `eval_loss` is theirs."
     )
-    best: Evaluated | None = Field(None, description="By validation loss; None where nothing was evaluated.")
+    best: Evaluated | None = Field(
+        None, description="By validation loss, or reward where there is one; None where nothing was evaluated."
+    )
     last: Evaluated | None = None
     tokens: int
     trained_tokens: int

@@ -95,11 +95,12 @@ def delete(session: Session, project: Project, model_id: str) -> None:
 
 
 def keep_newest_checkpoints(session: Session, job_id: str, count: int) -> None:
-    """Hide all but so many of a job's checkpoints, and the best by validation loss."""
+    """Hide all but so many of a job's checkpoints, and the best by validation loss or reward."""
     mine = (RegisteredModel.job_id == job_id, RegisteredModel.step.is_not(None), RegisteredModel.deleted_at.is_(None))
     newest = select(RegisteredModel.id).where(*mine).order_by(RegisteredModel.step.desc()).limit(count)
-    loss = RegisteredModel.metrics["checkpoint"]["valid_loss"].as_float()
-    lowest = select(RegisteredModel.id).where(*mine, loss.is_not(None)).order_by(loss, RegisteredModel.step).limit(1)
+    measured = RegisteredModel.metrics["checkpoint"]
+    cost = func.coalesce(-measured["valid_mean_reward"].as_float(), measured["valid_loss"].as_float())
+    lowest = select(RegisteredModel.id).where(*mine, cost.is_not(None)).order_by(cost, RegisteredModel.step).limit(1)
     session.execute(
         update(RegisteredModel)
         .where(*mine, RegisteredModel.id.not_in(newest), RegisteredModel.id.not_in(lowest))

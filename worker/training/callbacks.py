@@ -129,7 +129,7 @@ class Pace(TrainerCallback):  # type: ignore[misc]  # transformers publishes no 
         Raises `NoLongerImproving` where the run has ended early there, and `StopNow` in the middle of the evaluation.
         """
         self._saved_step = state.global_step
-        if self._is_to_evaluate(state) and state.global_step not in evaluations.losses(state.log_history):
+        if self._is_to_evaluate(state) and state.global_step not in evaluations.found(state.log_history):
             assert self._evaluate is not None  # noqa: S101  asked in the line above
             self._evaluate()
         if self._is_spent(state):
@@ -177,12 +177,11 @@ class Pace(TrainerCallback):  # type: ignore[misc]  # transformers publishes no 
             torch.set_rng_state(self._random)
         best = evaluations.best_step(state.log_history)
         spent = self._is_spent(state)
-        if spent:
-            losses = evaluations.losses(state.log_history)
-            lowest = f"the lowest, {losses[best]:.4f}, was that of step {best}" if best is not None else ""
+        if spent and best is not None:
+            found = evaluations.found(state.log_history)[best]
             after = f"Training ends early after step {state.global_step}"
-            waited = f"{evaluations.since_best(state.log_history)} evaluations in a row without a lower validation loss"
-            self._report(messages.Notice("info", f"{after}: {waited}; {lowest}"))
+            waited = f"{evaluations.since_best(state.log_history)} evaluations in a row without {found.measure}"
+            self._report(messages.Notice("info", f"{after}: {waited}; step {best} has {found.best}, {found}"))
         control.should_training_stop |= spent
         control.should_save |= (spent or best == state.global_step) and self._saved_step != state.global_step
 
@@ -228,8 +227,16 @@ LOGGED = {
     "mean_token_accuracy": ("mean_token_accuracy",),
     "reward_accuracy": ("rewards/accuracies", "accuracy"),
     "reward_margin": ("rewards/margins", "margin"),
+    "mean_reward": ("reward",),
+    "reward_std": ("reward_std",),
+    "equal_rewards": ("frac_reward_zero_std",),
+    "kl": ("kl",),
+    "entropy": ("entropy",),
+    "completion_length": ("completions/mean_length",),
+    "completions_cut": ("completions/clipped_ratio",),
+    "ungraded": ("ungraded",),
 }
-"""Our names, and what TRL's trainers call it: those on preferences, and that of reward models."""
+"""Our names, and what TRL's trainers call it: those on preferences, that of reward models, and GRPO's."""
 
 
 def _beside_the_loss(logs: dict[str, Any], prefix: str) -> dict[str, float]:
@@ -238,7 +245,8 @@ def _beside_the_loss(logs: dict[str, Any], prefix: str) -> dict[str, float]:
         name: float(logs[prefix + theirs])
         for name, candidates in LOGGED.items()
         for theirs in candidates
-        if prefix + theirs in logs
+        # An evaluation answers each prompt once, so every group has one reward.
+        if logs.get(prefix + theirs) is not None and not (prefix and name == "equal_rewards")
     }
 
 

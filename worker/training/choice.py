@@ -1,4 +1,4 @@
-"""Which weights a run publishes: those of its best step by validation loss, where there is one."""
+"""Which weights a run publishes: those of its best step by validation loss or reward, where there is one."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +9,7 @@ from transformers import Trainer
 from worker import messages
 from worker.training import checkpoints, evaluations
 from worker.training.child import Report
+from worker.training.evaluations import Evaluation
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,10 +21,11 @@ class Choice:
     last: dict[str, Any]
 
     def as_metrics(self) -> dict[str, Any]:
-        """`eval_loss` is of the weights that are published; where they were not evaluated, the run's last stays."""
+        """What an evaluation found is of the weights that are published; of ones that none saw the run's last stays."""
         chosen = {"published": self.published, "best": self.best, "last": self.last}
-        loss = (self.best if self.published == "best" and self.best else self.last)["eval_loss"]
-        return chosen if loss is None else {**chosen, "eval_loss": loss}
+        of_these = self.best if self.published == "best" and self.best else self.last
+        measured = {name: of_these.get(name) for name in ("eval_loss", "eval_reward")}
+        return chosen | {name: value for name, value in measured.items() if value is not None}
 
 
 def choose(trainer: Trainer, folder: Path, report: Report) -> Choice:
@@ -33,16 +35,18 @@ def choose(trainer: Trainer, folder: Path, report: Report) -> Choice:
     which is said: another worker may have had it.
     """
     step = trainer.state.global_step
-    losses, best_step = evaluations.losses(trainer.state.log_history), evaluations.best_step(trainer.state.log_history)
-    last = {"step": step, "eval_loss": losses.get(step)}
+    evaluated = evaluations.found(trainer.state.log_history)
+    best_step = evaluations.best_step(trainer.state.log_history)
+    last = _as_metrics(step, evaluated.get(step))
     if best_step is None:
         return Choice("last", None, last)
-    best = {"step": best_step, "eval_loss": losses[best_step]}
+    found = evaluated[best_step]
+    best = _as_metrics(best_step, found)
     if best_step == step:
         return Choice("best", best, last)
     kept = checkpoints.verified(folder, best_step)
-    lowest = f"step {best_step}, which has the lowest validation loss ({losses[best_step]:.4f})"
-    of_last = f"{losses[step]:.4f}" if step in losses else "not evaluated"
+    lowest = f"step {best_step}, which has {found.best} ({found})"
+    of_last = str(evaluated[step]) if step in evaluated else "not evaluated"
     if kept is None:
         gone = f"The checkpoint of {lowest}, is not on this worker: the result has the weights of step {step}"
         report(messages.Notice("warn", f"{gone} ({of_last})"))
@@ -51,3 +55,8 @@ def choose(trainer: Trainer, folder: Path, report: Report) -> Choice:
     rest = f"those of the last step, {step} ({of_last}), are kept as its checkpoint"
     report(messages.Notice("info", f"The result has the weights of {lowest}; {rest}"))
     return Choice("best", best, last)
+
+
+def _as_metrics(step: int, found: Evaluation | None) -> dict[str, Any]:
+    measured = {"step": step, "eval_loss": found.loss if found else None}
+    return measured if found is None or found.reward is None else {**measured, "eval_reward": found.reward}

@@ -10,12 +10,13 @@ from typing import Any
 import torch
 from peft import LoraConfig, TaskType
 from transformers import BitsAndBytesConfig
-from trl import DPOConfig, KTOConfig, RewardConfig, SFTConfig
+from trl import DPOConfig, GRPOConfig, KTOConfig, RewardConfig, SFTConfig
 
 from app.jobs.methods import (
     DpoHyperparameters,
     KtoHyperparameters,
     OrpoHyperparameters,
+    ReinforcementHyperparameters,
     RewardHyperparameters,
     SimpoHyperparameters,
 )
@@ -133,6 +134,35 @@ def batches(spec: JobSpec) -> dict[str, int]:
         "per_device_eval_batch_size": recipes.rows_at_a_time(spec),
         "gradient_accumulation_steps": resolved(given.gradient_accumulation_steps),
     }
+
+
+def grpo_config(spec: JobSpec, given: ReinforcementHyperparameters, device: Device, output_dir: Path) -> GRPOConfig:
+    """Arguments of TRL's trainer on the model's own answers.
+
+    What is generated lasts for one step, so a checkpoint between steps lacks nothing of it.
+    """
+    theirs = _of_all(spec, device, output_dir)
+    del theirs["max_length"]  # prompts are as long as they are, and answers have a length of their own
+    return GRPOConfig(
+        **theirs,
+        remove_unused_columns=False,
+        num_generations=resolved(given.num_generations),
+        num_generations_eval=1,
+        max_completion_length=resolved(given.max_completion_length),
+        steps_per_generation=resolved(given.gradient_accumulation_steps),
+        num_iterations=1,
+        temperature=given.temperature,
+        top_p=given.top_p,
+        top_k=0,
+        repetition_penalty=1.0,
+        beta=float(given.beta),
+        loss_type=given.loss_type,
+        epsilon=given.epsilon,
+        scale_rewards=given.scale_rewards,
+        importance_sampling_level="token",
+        mask_truncated_completions=False,
+        use_vllm=False,
+    )
 
 
 def _of_all(spec: JobSpec, device: Device, output_dir: Path) -> dict[str, Any]:

@@ -7,7 +7,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow.compute as pc
+import torch
 from datasets import Dataset
+from trl.trainer.utils import RepeatSampler
 
 from worker.training import packing
 from worker.training.labels import IGNORED
@@ -100,6 +102,24 @@ def for_odds(rows: list[Row]) -> list[Row]:
             made |= {f"{name}_input_ids": ids, f"{name}_attention_mask": [1] * len(ids), f"{name}_labels": labels}
         turned_rows.append(made)
     return turned_rows
+
+
+def prompts(rows: Dataset) -> Dataset:
+    """As GRPO's trainer takes them: `prompt`, which here is its tokens, and the `item` of its grader."""
+    return rows.remove_columns("labels").rename_column("input_ids", "prompt")
+
+
+class Repeated(RepeatSampler):  # type: ignore[misc]  # TRL publishes no types
+    """TRL's order of prompts, each as often as it is answered; a run that goes on finds it again in any epoch.
+
+    TRL's own draws one order after the other, and begins with the first wherever a run goes on.
+    """
+
+    def set_epoch(self, epoch: int) -> None:
+        """Begin at an epoch's order, as accelerate tells a sampler."""
+        self.generator.manual_seed(self.seed)
+        for _ in range(epoch):
+            torch.randperm(self.num_samples, generator=self.generator)
 
 
 def for_reward(rows: list[Row]) -> list[Row]:

@@ -2,19 +2,20 @@
 
 Of a conversation the assistant's turns and the token that ends each of them are trained, and nothing else; of a prompt
 with its completion all of the completion, as TRL does; of a text, and with `train_on: all` of these two, every token.
-Of a preference and of an answer that is wanted or not the answers are trained, as by TRL's trainers for them.
+Of a preference and of an answer that is wanted or not the answers are trained, as by TRL's trainers for them. Of a
+prompt that is to be answered and graded no token is, and it ends where the assistant speaks.
 """
 
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from tokenizers import Encoding
 from transformers import PreTrainedTokenizerBase
 
 from app.files.findings import Code, Finding, Place, at
-from app.files.rows import ChatMessage, ChatRow, PreferenceRow, PromptRow, Row, TextRow, UnpairedRow
+from app.files.rows import ChatMessage, ChatRow, GradedRow, PreferenceRow, PromptRow, Row, TextRow, UnpairedRow
 from worker.training.templates import ChatTemplate, Refused, Span, TemplateUnusable, Turn, shared
 
 IGNORED = -100
@@ -48,6 +49,8 @@ class LabelledRow(Tokens):
     """Of a preference the prompt and the other answer, which begins as many tokens from the start."""
     wanted: bool | None = None
     """Of an unpaired row its label."""
+    item: dict[str, Any] | None = None
+    """Of a prompt what its grader reads."""
 
 
 def labelled(
@@ -83,6 +86,7 @@ class _Written:
     answers: tuple[str, ...] = ()
     """The fields that the answers are in."""
     wanted: bool | None = None
+    item: dict[str, Any] | None = None
 
 
 _Batch = list[_Written | Finding]
@@ -117,6 +121,9 @@ class _Labeller:
                     return self._answered(place, row, {"completion": row.completion}, wanted)
                 case PreferenceRow():
                     return self._answered(place, row, {"chosen": row.chosen, "rejected": row.rejected})
+                case GradedRow(item=item):
+                    text = self._template.prompt(row.messages, row.tools)
+                    return _Written(place, [text], special=False, item=item)
         except Refused as refused:
             return self._finding(place, refused)
 
@@ -161,6 +168,9 @@ class _Labeller:
         return text if text.endswith(eos) else text + eos
 
     def _labelled(self, row: _Written, texts: list[_Encoded]) -> LabelledRow | Finding:
+        if row.item is not None:
+            ids, _ = texts[0]
+            return LabelledRow(ids, [IGNORED] * len(ids), row.place, item=row.item)
         try:
             first, *others = self._with_labels(row, texts)
         except Refused as refused:

@@ -6,17 +6,20 @@ A job's preparation and a report that somebody asked for are the same, so what t
 import hashlib
 import json
 import os
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from app.files.findings import Finding, Place
+from app.files.findings import Code, Finding, Place, at
 from app.files.report import FileName, PreparedFile, Report, Resolved
-from app.files.rows import Row
+from app.files.rows import GradedRow, Row
 from app.files.spec import DataPolicy, DataSpec
+from app.graders.templates import has
 from app.jobs.prepared import Prepared
 from app.jobs.spec import JobSpec
 from app.planning import recipes, setups
@@ -30,12 +33,12 @@ from worker.training.inspection import Findings
 from worker.training.labels import labelled
 from worker.training.reporting import Made
 from worker.training.survey import Survey, survey
-from worker.training.tokenise import PREFERENCES, SCHEMA, UNPAIRED, Fitting, Limit, RowSet, digest_of, pieces
+from worker.training.tokenise import GRADED, PREFERENCES, SCHEMA, UNPAIRED, Fitting, Limit, RowSet, digest_of, pieces
 
 VERSION = 2
 """Counts up when the same rows come to other tokens, or to another report: sets that were kept fit no more."""
 FILES: tuple[FileName, ...] = ("training_file", "validation_file")
-SCHEMAS = dict.fromkeys(setups.PAIRS, PREFERENCES) | {"kto": UNPAIRED}
+SCHEMAS = dict.fromkeys(setups.PAIRS, PREFERENCES) | {"kto": UNPAIRED, "reinforcement": GRADED}
 """Of the methods whose rows are not one sequence with labels."""
 PACKED = ("supervised", "continued_pretraining")
 """Methods whose rows can share a sequence."""
@@ -77,6 +80,7 @@ def prepare(work_dir: Path, tell: Tell) -> Prepared:
             f"early stopping goes by the loss on validation rows, and of {report.training.rows.total} none is held out."
             " Send evaluation.holdout, such as 0.1, or a validation_file.",
         )
+    _require_a_step(spec, report)
     prepared = Prepared(
         base=folder.identity(),
         parent=parent_of(work_dir),
@@ -89,6 +93,19 @@ def prepare(work_dir: Path, tell: Tell) -> Prepared:
     )
     write_last(work_dir / "prepared.json", prepared.model_dump_json(indent=2))
     return prepared
+
+
+def _require_a_step(spec: JobSpec, report: Report) -> None:
+    """Of reinforcement a step is whole or not at all. Raises `SpecUnusable` where there are too few prompts for one."""
+    if spec.method.type != "reinforcement" or report.train_set is None:
+        return
+    rows = report.train_set.rows
+    wanted = recipes.batch(spec, recipes.recipe_of(spec), rows=rows)["batch_size"]
+    if wanted > rows:
+        raise failures.SpecUnusable(
+            spec.param("batch_size"),
+            f"a step takes {wanted} prompts, and there are {rows} to train on. Send a batch_size of at most {rows}.",
+        )
 
 
 def answer(work_dir: Path, tell: Tell) -> Report:
@@ -161,17 +178,23 @@ class _Preparation:
             validation=reporting.part(validation, validated, self._findings) if validation else None,
             findings=found,
             overlaps=comparison.summed(),
-            refusals=reporting.refusals(found, self._policy, trained_tokens=train.rows.trained_tokens),
+            refusals=reporting.refusals(found, self._policy, learnt=self._learnt(train)),
             train_set=train_set,
             validation_set=validation_set,
             notes=comparison.limits(),
         )
+
+    def _learnt(self, train: Made) -> int:
+        """Tokens that are trained, or prompts whose answers will be."""
+        return train.rows.rows if self._spec.method == "reinforcement" else train.rows.trained_tokens
 
     def _written(self, survey: Survey, name: str, comparison: Comparison | None = None) -> Made:
         """A set of a file's rows, with labels; findings of what does not get there."""
         fitting = Fitting(self._limit)
         rows = RowSet(self._work_dir / name, SCHEMAS.get(self._spec.method, SCHEMA))
         read = self._compared(survey, comparison) if comparison else survey.read()
+        if self._spec.method == "reinforcement":
+            read = self._gradable(survey.name, read)
         made = labelled(read, self._base.tokenizer, self._spec.train_on)
         for item in pieces(made, self._limit.tokens) if self._spec.method == "continued_pretraining" else made:
             row, finding = (None, item) if isinstance(item, Finding) else fitting.fitted(item)
@@ -188,10 +211,24 @@ class _Preparation:
                 self._findings.add(survey.name, finding)
             yield place, row
 
+    def _gradable(self, file: FileName, rows: Iterable[tuple[Place, Row]]) -> Iterator[tuple[Place, Row]]:
+        """Those that have what their grader reads, and of their fields only those; findings of the others."""
+        paths = self._spec.item_paths
+        names = {re.split(r"[.\[]", path, maxsplit=1)[0] for path in paths}
+        for place, row in rows:
+            assert isinstance(row, GradedRow)  # noqa: S101  so they are read for this method
+            if missing := [path for path in paths if not has(row.item, path)]:
+                wanted = " and ".join(f"'{{{{item.{path}}}}}'" for path in missing)
+                message = f"the grader reads {wanted}, which the row does not have. Add it, or change the grader."
+                self._findings.add(file, at(place, Code.NO_ITEM, message, field=missing[0]))
+                continue
+            item = {name: value for name, value in row.item.items() if name in names}
+            yield place, msgspec.structs.replace(row, item=item)
+
     def _max_length(self, *sets: PreparedFile | None) -> int:
         """Tokens that a row, or a pack, may have: as asked for, else those of the longest row."""
         longest = max((made.longest_row for made in sets if made is not None), default=self._limit.tokens)
-        return longest if self._spec.max_length == "auto" else self._limit.tokens
+        return (longest if self._spec.max_length == "auto" else self._limit.tokens) + self._limit.room_behind
 
     def _packed(self, made: PreparedFile, max_length: int) -> PreparedFile:
         """The training set in packs, where that is wished or, left open, worth it."""
@@ -283,7 +320,15 @@ def _limit(spec: DataSpec, base: Base) -> Limit:
             f"max_length {spec.max_length} is beyond the model's context of {base.context_length} tokens.",
         )
     longest = min(base.context_length, PIECE) if spec.method == "continued_pretraining" else base.context_length
-    return Limit(longest if spec.max_length == "auto" else spec.max_length, spec.truncate)
+    most = longest if spec.max_length == "auto" else spec.max_length
+    room = recipes.auto_completion(most) if spec.room_behind == "auto" else spec.room_behind
+    if room >= most:
+        raise failures.SpecUnusable(
+            f"method.{spec.method}.hyperparameters.max_completion_length",
+            f"max_completion_length {room} leaves no room for a prompt in the model's context of"
+            f" {base.context_length} tokens. Send a smaller one.",
+        )
+    return Limit(most - room, spec.truncate, room)
 
 
 def _context_length(config: dict[str, Any]) -> int:

@@ -45,7 +45,7 @@ def part(survey: Survey, made: Made, findings: Findings, *, held_out: int = 0) -
     )
 
 
-def refusals(found: list[Found], policy: DataPolicy, *, trained_tokens: int) -> list[Refusal]:
+def refusals(found: list[Found], policy: DataPolicy, *, learnt: int) -> list[Refusal]:
     """Why this cannot be trained on: every kind of error, kinds beyond what the operator allows, nothing learnt."""
     reasons = [
         Refusal(file=one.file, code=one.code, message=_of_errors(one)) for one in found if one.severity == "error"
@@ -55,7 +55,7 @@ def refusals(found: list[Found], policy: DataPolicy, *, trained_tokens: int) -> 
         for one in found
         if one.severity == "warning" and one.share > policy.refuse_above.get(one.code, 1.0)
     ]
-    if not trained_tokens and not reasons:
+    if not learnt and not reasons:
         message = "nothing of it is trained. Hold fewer rows out, or add some."
         reasons.append(Refusal(file="training_file", code=Code.NOTHING_TRAINED, message=message))
     return reasons
@@ -73,7 +73,8 @@ def notices(report: Report, spec: JobSpec) -> list[messages.Notice]:
     """For a job's events: what there is to train on, and each kind of finding."""
     parts = {"training_file": report.training, "validation_file": report.validation}
     names = {"training_file": spec.training_file, "validation_file": spec.validation_file}
-    told = [_notice("info", f"{names[name]}: {_counts(one)}") for name, one in parts.items() if one is not None]
+    count = _prompts if report.method == "reinforcement" else _counts
+    told = [_notice("info", f"{names[name]}: {count(one)}") for name, one in parts.items() if one is not None]
     if report.training.rows.held_out:
         held_out = f"{report.training.rows.held_out} rows of {spec.training_file} are held out for validation"
         told.append(_notice("info", held_out))
@@ -97,6 +98,11 @@ def _counts(one: FilePart) -> str:
         f"{_some(one.rows.used, 'row')}, {one.tokens} tokens, {one.trained_tokens} of them trained"
         f" ({100 * one.trained_share:.0f} %){longest}{cut}"
     )
+
+
+def _prompts(one: FilePart) -> str:
+    longest = f", the longest of {one.lengths.max}" if one.lengths else ""
+    return f"{_some(one.rows.used, 'prompt')}, {one.tokens} tokens{longest}"
 
 
 def _of_errors(one: Found) -> str:

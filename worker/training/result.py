@@ -20,6 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 
 from app.jobs.prepared import Prepared
 from app.jobs.spec import JobSpec, LoraTuning
+from app.planning.setups import generated_at_once
 from worker.training import checkpoints, initial
 from worker.training import model as models
 from worker.training.callbacks import Progress
@@ -31,6 +32,8 @@ LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate", "bitsandbytes
 OF_A_MODEL = (".safetensors", ".json", ".jinja", ".txt", ".model")
 """What a model is made of. The rest of a checkpoint is for going on from it: optimizer, schedule, random state."""
 ADAPTER_CONFIG = "adapter_config.json"
+REWARDS = {"reward": "train_mean_reward", "eval_reward": "valid_mean_reward"}
+"""What TRL's GRPO calls them, and we of a checkpoint."""
 OF_THE_TRAINER = {"trainer_state.json", checkpoints.MANIFEST}
 
 
@@ -92,6 +95,7 @@ class Result:
             "eval_loss": next(reversed(self._logged("eval_loss")), None),
             "tokens": self.progress.tokens,
             "trained_tokens": round(self.prepared.train.trained_tokens * float(self.trainer.state.epoch or 0)),
+            **(self._of_answers() if self.spec.method.type == "reinforcement" else {}),
             "train_seconds": self.progress.seconds,
             "peak_memory_bytes": peak_memory_bytes(self.machine),
             "trained_parameters": trained,
@@ -99,6 +103,17 @@ class Result:
             "device": self.machine.name,
             "precision": self.machine.precision,
             "versions": {name: version(name) for name in LIBRARIES} | {"python": platform.python_version()},
+        }
+
+    def _of_answers(self) -> dict[str, Any]:
+        """Of what was generated, and trained on. `generated_positions`: tokens one after the other, of all steps."""
+        rewards, said = self._logged("reward"), generated_at_once(self.spec)
+        return {
+            "trained_tokens": round(sum(self._logged("completions/mean_length")) * said),
+            "generated_positions": round(sum(self._logged("completions/max_length"))),
+            "reward_first": rewards[0],
+            "reward_last": rewards[-1],
+            "eval_reward": next(reversed(self._logged("eval_reward")), None),
         }
 
     def _logged(self, name: str) -> list[float]:
@@ -121,6 +136,7 @@ class Result:
             "valid_mean_token_accuracy": accuracy,
             "full_valid_loss": loss,
             "full_valid_mean_token_accuracy": accuracy,
+            **{ours: logged[name] for name, ours in REWARDS.items() if name in logged},
         }
 
     def _base_by_name(self) -> dict[str, str]:

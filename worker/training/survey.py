@@ -33,6 +33,7 @@ class Survey:
     digests: "array[int]"
     """The first half of each readable row's digest, in their order."""
 
+    method: str
     fits: bool
     """Whether the method takes rows of this shape."""
     wanted: Callable[[bytes], bool] = field(default=lambda _: True)
@@ -43,7 +44,7 @@ class Survey:
         if not self.fits:
             return
         with self.path.open("rb") as file:
-            readable = (item for item in formats.read(file) if not isinstance(item, Finding))
+            readable = (item for item in formats.read(file, self.method) if not isinstance(item, Finding))
             for (place, row), digest in zip(readable, self.digests, strict=True):
                 if self.wanted(digest.to_bytes(8, "big")):
                     yield place, row
@@ -78,7 +79,7 @@ def survey(name: FileName, path: Path, method: str, findings: Findings) -> Surve
     for finding in duplicates.findings():
         findings.add(name, finding)
     fits = reading.shape is None or formats.mismatch(reading.shape, method) is None
-    return Survey(name, path, _container(reading), rows, readable, digests, fits)
+    return Survey(name, path, _container(reading), rows, readable, digests, method, fits)
 
 
 def _container(reading: formats.Reading) -> Container:

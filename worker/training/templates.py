@@ -126,6 +126,13 @@ class ChatTemplate:
             texts.append(text)
         return [before, *texts]
 
+    def prompt(self, messages: list[ChatMessage], tools: Tools) -> str:
+        """The text of a conversation up to where the assistant speaks next, as TRL's GRPO writes it too."""
+        template = self._own[self._source(tools)]
+        text = template.render(template.messages(messages), tools, prompt=True)
+        _require_prompt(messages, tools, text, "messages")
+        return text
+
     def _source(self, tools: Tools) -> str:
         source = self._sources[bool(tools)]
         if source is None:

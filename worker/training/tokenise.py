@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import msgspec
 import pyarrow as pa
 
 from app.files.findings import Code, Finding, at
@@ -19,6 +20,8 @@ SCHEMA = pa.schema([(name, LIST) for name in ("input_ids", "labels", "rows", "li
 """A sequence, and the file's rows that are in it: one, or those of a pack."""
 PREFERENCES = pa.schema([*SCHEMA, ("rejected_input_ids", LIST), ("rejected_labels", LIST)])
 UNPAIRED = pa.schema([*SCHEMA, ("wanted", pa.bool_())])
+GRADED = pa.schema([*SCHEMA, ("item", pa.string())])
+"""A prompt, none of which is trained, and as JSON what its grader reads of the row."""
 ROWS_A_GROUP = 2048
 """Rows held in memory before they are written, and of long rows so many tokens."""
 TOKENS_A_GROUP = 1_000_000
@@ -29,6 +32,8 @@ class Limit(NamedTuple):
 
     tokens: int
     truncate: bool
+    room_behind: int = 0
+    """Tokens beyond these that are kept free for an answer."""
 
 
 class RowSet:
@@ -100,6 +105,8 @@ def _as_record(row: LabelledRow) -> dict[str, Any]:
         record |= {"rejected_input_ids": row.rejected.input_ids, "rejected_labels": row.rejected.labels}
     if row.wanted is not None:
         record["wanted"] = row.wanted
+    if row.item is not None:
+        record["item"] = msgspec.json.encode(row.item).decode()
     return record
 
 
@@ -146,7 +153,7 @@ class Fitting:
                 return row, None
             return None, at(row.place, Code.NOTHING_TRAINED, "there is nothing in it to learn. Add an answer.")
         if not self._limit.truncate:
-            return None, _over_long(row, self._limit.tokens)
+            return None, _over_long(row, self._limit)
         cut = _cut(row, self._limit.tokens)
         if not _is_learnt(cut):
             message = f"cut to {self._limit.tokens} tokens, nothing of the answer is left. Shorten its prompt."
@@ -176,12 +183,20 @@ class Fitting:
         return at(row.place, Code.TRUNCATED, message)
 
 
-def _over_long(row: LabelledRow, limit: int) -> Finding:
+def _over_long(row: LabelledRow, limit: Limit) -> Finding:
+    if row.item is not None:
+        return at(
+            row.place,
+            Code.OVER_LONG,
+            f"its prompt has {length(row)} tokens, and max_completion_length leaves {limit.tokens} of"
+            f" {limit.tokens + limit.room_behind} for it. Shorten it, send a smaller max_completion_length, or raise"
+            " max_length as far as the model's context allows.",
+        )
     return at(
         row.place,
         Code.OVER_LONG,
-        f"it has {length(row)} tokens, and max_length is {limit}. Shorten it, raise max_length as far as the model's"
-        " context allows, or send truncate: true to cut such rows at the end.",
+        f"it has {length(row)} tokens, and max_length is {limit.tokens}. Shorten it, raise max_length as far as the"
+        " model's context allows, or send truncate: true to cut such rows at the end.",
     )
 
 
@@ -191,4 +206,4 @@ def _cut(row: LabelledRow, tokens: int) -> LabelledRow:
 
 
 def _is_learnt(row: LabelledRow) -> bool:
-    return all(trained(sequence.labels[1:]) for sequence in sequences(row))
+    return row.item is not None or all(trained(sequence.labels[1:]) for sequence in sequences(row))

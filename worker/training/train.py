@@ -16,6 +16,7 @@ from worker.training.checkpoints import Checkpoint
 from worker.training.child import Report, StopNow, StopRequest
 from worker.training.choice import choose
 from worker.training.failures import is_out_of_memory
+from worker.training.grading import Answers
 from worker.training.health import Health
 from worker.training.preparation import prepare, write_last
 from worker.training.result import Result
@@ -58,6 +59,8 @@ def train(work_dir: Path, report: Report, stop: StopRequest) -> messages.Done | 
     evaluate = trainer.evaluate if prepared.validation is not None else None
     pace = Pace(report, stop, spec.hyperparameters, progress, offer, evaluate)
     trainer.add_callback(Health(spec.method.type))
+    for reward in getattr(trainer, "reward_funcs", ()):
+        trainer.add_callback(Answers(report, reward))
     trainer.add_callback(pace)
     loaded = time.perf_counter()
 

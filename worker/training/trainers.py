@@ -9,18 +9,20 @@ Rows come prepared, so what a trainer would do to texts first is left out.
 from pathlib import Path
 from typing import Any
 
+import torch
 from datasets import Dataset
 from peft import get_peft_model
 from peft.optimizers import create_loraplus_optimizer
 from torch.optim import Optimizer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, Trainer, set_seed
-from trl import DPOTrainer, KTOTrainer, RewardTrainer, SFTTrainer
+from trl import DPOTrainer, GRPOTrainer, KTOTrainer, RewardTrainer, SFTTrainer
 
 from app.jobs.methods import (
     ContinuedPretrainingHyperparameters,
     DpoHyperparameters,
     KtoHyperparameters,
     OrpoHyperparameters,
+    ReinforcementHyperparameters,
     RewardHyperparameters,
     SimpoHyperparameters,
 )
@@ -28,6 +30,7 @@ from app.jobs.spec import JobSpec, LoraTuning, QloraTuning, resolved
 from worker.training import configs, data, initial, model
 from worker.training.device import Device
 from worker.training.failures import MethodNotSupported, SpecUnusable
+from worker.training.grading import Grading
 from worker.training.logits import spare_logits
 
 
@@ -97,6 +100,8 @@ def _of_method(
         case RewardHyperparameters() as own:
             args = configs.reward_config(spec, own, machine, checkpoints)
             return _turning(_Reward(args=args, **given), data.for_reward)
+        case ReinforcementHyperparameters() as own:
+            return _reinforcement(spec, own, machine, checkpoints, _with_reference(spec, given, parent, own.beta != 0))
         case OrpoHyperparameters() | SimpoHyperparameters() as own:
             return _turning(_experimental(spec, own, machine, checkpoints, given), data.for_odds)
         case _:
@@ -157,13 +162,69 @@ class _CountsTokens:
         super().log(logs, *rest)
 
 
-def _with_reference(spec: JobSpec, given: dict[str, Any], parent: Path | None) -> dict[str, Any]:
+class _Grpo(GRPOTrainer):
+    """Answers prepared prompts, in an order that a run which goes on finds again."""
+
+    _seen_before: int | None = None
+
+    def _tokenize_prompts(self, prompts: list[list[int]]) -> tuple[list[list[int]], None, dict[str, Any]]:
+        return prompts, None, {}
+
+    def _get_train_sampler(self, dataset: Dataset | None = None) -> data.Repeated:
+        theirs = super()._get_train_sampler(dataset)
+        return data.Repeated(
+            theirs.data_source,
+            mini_repeat_count=theirs.mini_repeat_count,
+            batch_size=theirs.batch_size,
+            repeat_count=theirs.repeat_count,
+            shuffle=theirs.shuffle,
+            seed=theirs.seed,
+        )
+
+    def training_step(self, *args: Any) -> Any:
+        if self._seen_before is None:
+            self._seen_before = self.state.num_input_tokens_seen
+        return super().training_step(*args)
+
+    def log(self, logs: dict[str, float], *rest: Any) -> None:
+        """Tokens since this process began, as TRL's other trainers count them: GRPO's go on where it does."""
+        if "loss" in logs:
+            before = self._seen_before or 0
+            self._metrics["train"]["num_tokens"] = [self.state.num_input_tokens_seen - before]
+        super().log(logs, *rest)
+
+    def evaluate(self, *args: Any, **options: Any) -> Any:
+        """By the same random numbers each time, and none of training's: two steps are compared by what they learnt."""
+        with torch.random.fork_rng():
+            torch.manual_seed(self.args.seed)
+            return super().evaluate(*args, **options)
+
+
+def _reinforcement(
+    spec: JobSpec, own: ReinforcementHyperparameters, machine: Device, checkpoints: Path, given: dict[str, Any]
+) -> Trainer:
+    grader = spec.method.grader
+    assert grader is not None  # noqa: S101  the method's block has one
+    validation = given["eval_dataset"]
+    if validation is not None and own.eval_samples != "auto":
+        validation = validation.select(range(min(own.eval_samples, len(validation))))
+    rows = {
+        "train_dataset": data.prompts(given["train_dataset"]),
+        "eval_dataset": data.prompts(validation) if validation is not None else None,
+    }
+    reward = Grading(grader, given["processing_class"])
+    return _Grpo(args=configs.grpo_config(spec, own, machine, checkpoints), reward_funcs=[reward], **(given | rows))
+
+
+def _with_reference(
+    spec: JobSpec, given: dict[str, Any], parent: Path | None, has_reference: bool = True
+) -> dict[str, Any]:
     """What a method against a reference model takes: that is the model before training.
 
     TRL takes a new adapter turned off for it, or of a full model a second copy. Of an adapter that goes on training it
     is that adapter as it was, of which TRL makes a copy where it gets the adapter and no configuration of one.
     """
-    if parent is None:
+    if parent is None or not has_reference:
         return given
     adapted = _adapted(spec, given)
     model.go_on_from(adapted["model"], parent)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from app.files import formats
 from app.files.findings import Code
 from app.files.formats import FileReport
-from app.files.rows import ChatMessage, ChatRow, PreferenceRow, PromptRow, Row, TextRow, UnpairedRow
+from app.files.rows import ChatMessage, ChatRow, GradedRow, PreferenceRow, PromptRow, Row, TextRow, UnpairedRow
 from app.files.shapes import FORMS, Shape
 
 QUESTION = {"role": "user", "content": "What colour?"}
@@ -441,6 +441,23 @@ def test_a_file_of_the_wrong_shape_for_its_method_is_refused_once() -> None:
     assert formats.check(io.BytesIO(preferences), "dpo").errors == 0
     with pytest.raises(formats.UnusableFile, match="does not train on"):
         list(formats.read_rows(io.BytesIO(preferences), "supervised"))
+
+
+def test_prompts_are_taken_while_no_method_is_named_until_a_row_is_answered() -> None:
+    asked = {"messages": [QUESTION], "label": "blue"}
+    open_, answered = json.dumps(asked).encode() + b"\n", chat(QUESTION, ANSWER)
+    assert formats.check(io.BytesIO(open_ + open_ + answered)).rows == 3
+    assert formats.check(io.BytesIO(answered + chat(QUESTION))).bad_rows == 1
+    assert formats.check(io.BytesIO(chat(QUESTION)), "supervised").bad_rows == 1
+
+
+def test_all_fields_of_a_prompt_are_its_graders() -> None:
+    rows = [{"prompt": "What colour?", "answer": "Blue.", "completion": "c"}]
+    ((_, row),) = formats.read_rows(io.BytesIO(json.dumps(rows[0]).encode()), "reinforcement")
+    assert row == GradedRow([U], rows[0])
+    read = formats.read(io.BytesIO(chat(QUESTION, ANSWER)), "reinforcement")
+    assert [row.left_out for _, row in read] == [True]
+    assert read.ignored_fields == {}
 
 
 def test_a_conversation_that_ends_with_a_question_is_a_prompt_for_reinforcement_only() -> None:

@@ -19,6 +19,7 @@ GRADER = {
     "reference": "a",
     "operation": "eq",
 }
+GRADER_ = "method.reinforcement.grader"
 
 
 def spec(**fields: Any) -> JobSpec:
@@ -31,6 +32,11 @@ def hyper(**fields: Any) -> dict[str, Any]:
 
 def of(method: str, **hyperparameters: Any) -> dict[str, Any]:
     return {"method": {"type": method, method: {"hyperparameters": hyperparameters}}}
+
+
+def graded(grader: Any = GRADER, response_format: Any = None, **hyperparameters: Any) -> dict[str, Any]:
+    block = {"grader": grader, "hyperparameters": hyperparameters, "response_format": response_format}
+    return {"method": {"type": "reinforcement", "reinforcement": block}}
 
 
 def of_(method: str) -> str:
@@ -69,7 +75,7 @@ def test_a_spec_survives_json() -> None:
 
 @pytest.mark.parametrize("method", BLOCKS)
 def test_a_method_has_the_block_of_its_name_and_no_other(method: str) -> None:
-    asked = spec(method={"type": method})
+    asked = spec(**(graded() if method == "reinforcement" else {"method": {"type": method}}))
     assert asked.hyperparameters.learning_rate == "auto"
     assert list(asked.model_dump()["method"]) == ["type", method]
     assert JobSpec.model_validate_json(asked.model_dump_json()) == asked
@@ -143,16 +149,36 @@ def test_old_hyperparameters_are_the_supervised_block() -> None:
             "The method is 'dpo', so there is no block 'supervised'",
         ),
         ({"method": {"type": "ppo"}}, "method.type", "'supervised'"),
+        ({"method": {"type": "reinforcement"}}, GRADER_, "Send a grader"),
+        ({"method": {"type": "reinforcement", "reinforcement": {}}}, GRADER_, "required"),
+        (graded(grader={"type": "python", "source": "x", "name": "n"}), f"{GRADER_}.type", "no code of callers is run"),
+        (graded(grader={**GRADER, "input": "{{row.x}}"}), f"{GRADER_}.input", "Unknown namespace 'row'"),
+        (graded(response_format={"type": "json_object"}), "method.reinforcement.response_format", "sampled freely"),
+        (graded(truncate=True), f"{of_('reinforcement')}.truncate", "asks something else"),
+        (graded(loss_type="cispo"), f"{of_('reinforcement')}.loss_type", "trained on for several steps"),
+        (graded(reasoning_effort="much"), f"{of_('reinforcement')}.reasoning_effort", "'medium'"),
         (
-            {
-                "method": {
-                    "type": "reinforcement",
-                    "reinforcement": {"grader": GRADER, "hyperparameters": {"reasoning_effort": "low"}},
-                }
-            },
-            "method.type",
-            "'reinforcement' is not offered by this version yet",
+            graded(eval_interval=2, eval_steps=3),
+            f"{of_('reinforcement')}.eval_interval",
+            "OpenAI's name for eval_steps",
         ),
+        (graded(max_length=64, max_completion_length=64), f"{of_('reinforcement')}.max_length", "leaves no prompt"),
+        (
+            graded(num_generations=4, per_device_train_batch_size=3, gradient_accumulation_steps=2),
+            f"{of_('reinforcement')}.num_generations",
+            "is 6 completions, which num_generations 4 does not divide",
+        ),
+        (
+            graded(batch_size=3, num_generations=3, per_device_train_batch_size=2),
+            f"{of_('reinforcement')}.batch_size",
+            "is 9 completions, no multiple of per_device_train_batch_size 2",
+        ),
+        (
+            graded(batch_size=3, per_device_train_batch_size=2, gradient_accumulation_steps=2),
+            f"{of_('reinforcement')}.batch_size",
+            "is 4 completions, which are not batch_size 3 times as many",
+        ),
+        (graded(batch_size=4096), f"{of_('reinforcement')}.batch_size", "at most 4096 completions"),
         ({"evaluation": {"prompts": 3}}, "evaluation.prompts", "Not offered"),
         ({"resources": {"gpus": 2}}, "resources.gpus", "Not offered"),
         ({"seed": -1}, "seed", "greater than or equal to 0"),

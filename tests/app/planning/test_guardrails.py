@@ -10,6 +10,7 @@ import pytest
 from app.jobs.spec import JobSpec
 from app.planning import guardrails
 from app.planning.recipes import Facts
+from app.planning.situations import ANY_GRADER
 
 LLAMA_7B = Facts(300, 4096, "llama", 4096, "cuda", rows=5000, tokens=1_000_000, holdout=0.1)
 FEW = replace(LLAMA_7B, rows=200, tokens=40_000)
@@ -22,6 +23,10 @@ ALL_TRAINED = replace(LLAMA_7B, holdout=0.0)
 
 def numbers(method: str = "supervised", **given: Any) -> dict[str, Any]:
     return {"method": {"type": method, method: {"hyperparameters": given}}}
+
+
+def graded(**given: Any) -> dict[str, Any]:
+    return {"method": {"type": "reinforcement", "reinforcement": {"grader": ANY_GRADER, "hyperparameters": given}}}
 
 
 HELD_OUT = {"rows_held_out"}
@@ -56,6 +61,12 @@ TABLE: list[tuple[str, dict[str, Any], Facts, set[str]]] = [
     ("rank 16 on as many tokens of answers", {}, TEXT, HELD_OUT),
     ("PiSSA", {"tuning": {"type": "lora", "init_lora_weights": "pissa"}}, LLAMA_7B, HELD_OUT | {"rank_doubles"}),
     ("a batch that counts rows beside much padding", numbers(batch_size=8), PADDED, HELD_OUT | {"packing_left_out"}),
+    ("a grader", graded(), LLAMA_7B, HELD_OUT),
+    ("OpenAI's numbers", graded(compute_multiplier=1.5, eval_interval=5, eval_samples=4), LLAMA_7B, HELD_OUT),
+    ("an effort of reasoning", graded(reasoning_effort="low"), LLAMA_7B, HELD_OUT | {"reasoning_effort_unused"}),
+    ("answers and a multiplier of them", graded(num_generations=8, compute_multiplier=2.0), LLAMA_7B, HELD_OUT | {"compute_multiplier_unused"}),
+    ("a quarter of the answers", graded(compute_multiplier=0.25), LLAMA_7B, HELD_OUT | {"few_generations"}),
+    ("a range for a ratio of 1", graded(epsilon=0.1), LLAMA_7B, HELD_OUT | {"epsilon_unused"}),
     ("packs counted", numbers(batch_size=8, packing=True), PACKED, HELD_OUT | {"batch_counts_packs"}),
 ]  # fmt: skip
 

@@ -8,9 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from app.jobs.methods import ReinforcementHyperparameters
 from app.jobs.spec import JobSpec
+from app.jobs.spec import resolved as resolved_number
 from app.planning import guardrails, recipes
 from app.planning.recipes import Facts
+from app.planning.situations import ANY_GRADER
 
 LLAMA_7B = Facts(longest_row=300, hidden_size=4096, model_type="llama", context_length=4096, device="cuda")
 SMOLLM2 = replace(LLAMA_7B, hidden_size=576, device="cpu")
@@ -75,6 +78,43 @@ def test_whatever_the_spec_takes_the_recipe_can_fill(
     product = numbers.per_device_train_batch_size * numbers.gradient_accumulation_steps
     assert numbers.batch_size == product <= 4096
     assert all(getattr(numbers, name) == value for name, value in asked.items() if value != "auto")
+
+
+@given(
+    batch=AUTO | st.integers(1, 600),
+    answers=AUTO | st.integers(2, 128),
+    per_device=AUTO | st.integers(1, 1024),
+    accumulation=AUTO | st.integers(1, 600),
+    multiplier=AUTO | st.floats(1e-5, 10),
+    rows=st.none() | st.integers(1, 50),
+)
+def test_whatever_a_step_of_reinforcement_is_given_as_its_groups_are_whole(
+    batch: Any, answers: Any, per_device: Any, accumulation: Any, multiplier: Any, rows: int | None
+) -> None:
+    given = {
+        "batch_size": batch,
+        "num_generations": answers,
+        "per_device_train_batch_size": per_device,
+        "gradient_accumulation_steps": accumulation,
+    }
+    hyperparameters = {**given, "compute_multiplier": multiplier}
+    block = {"type": "reinforcement", "reinforcement": {"grader": ANY_GRADER, "hyperparameters": hyperparameters}}
+    try:
+        asked = JobSpec.model_validate({"model": "m", "training_file": "f", "method": block})
+    except ValidationError:
+        return  # refused with the field's name, which is test_spec's
+
+    numbers = recipes.resolve(asked, replace(SMOLLM2, rows=rows)).hyperparameters
+    assert isinstance(numbers, ReinforcementHyperparameters)
+
+    completions = resolved_number(numbers.per_device_train_batch_size) * resolved_number(
+        numbers.gradient_accumulation_steps
+    )
+    assert resolved_number(numbers.batch_size) * resolved_number(numbers.num_generations) == completions <= 4096
+    assert all(getattr(numbers, name) == value for name, value in given.items() if value != "auto")
+    if all(value == "auto" for value in given.values()):
+        assert numbers.num_generations == max(2, round(8 * (1.0 if multiplier == "auto" else multiplier)))
+        assert numbers.batch_size == min(4, rows or 4)
 
 
 def spec_of(tuning: str, **hyperparameters: Any) -> JobSpec:

@@ -117,7 +117,7 @@ def asked(goal: Goal, **known: Any) -> Situation:
         # Reasoning: worked solutions, or attempts where a grader tells right from wrong.
         (asked("reasoning", tokens=10**6), "supervised", Option("lora", 16), "learns as well", "Without Regret"),
         (
-            asked("reasoning", has_grader=True),
+            asked("reasoning", has_grader=True, hardware=gpus("48 GB")),
             "reinforcement",
             Option("lora", 16),
             "even rank 1 was enough",
@@ -146,7 +146,15 @@ def asked(goal: Goal, **known: Any) -> Situation:
         # The rows leave no other choice.
         (asked("task", rows_are="text"), "continued_pretraining", Option("lora", 16), "Where an adapter", "PEFT"),
         (asked("style", rows_are="preferences"), "dpo", Option("lora", 16), "is little to learn", "LIMA"),
-        (asked("task", rows_are="prompts"), "reinforcement", Option("lora", 16), "about a bit", "Regret"),
+        (
+            asked("task", rows_are="prompts", hardware=gpus("48 GB")),
+            "reinforcement",
+            Option("lora", 16),
+            "about a bit",
+            "Regret",
+        ),
+        # Keys and values of 32 answers, which the weights leave no room for.
+        (asked("task", rows_are="prompts"), "reinforcement", Option("qlora", 16), "lora of rank 16 was", "Dettmers"),
         (
             asked("task", method="orpo", hardware=gpus("80 GB")),
             "orpo",

@@ -42,6 +42,7 @@ class MakeJob(Protocol):
         model: str = "tiny",
         block: dict[str, Any] | None = None,
         method: str = "supervised",
+        grader: dict[str, Any] | None = None,
         **hyperparameters: Any,
     ) -> Path: ...
 
@@ -88,6 +89,7 @@ def make_job(tmp_path: Path) -> MakeJob:
         model: str = "tiny",
         block: dict[str, Any] | None = None,
         method: str = "supervised",
+        grader: dict[str, Any] | None = None,
         **hyperparameters: Any,
     ) -> Path:
         work_dir = tmp_path / f"job-{len(list(tmp_path.glob('job-*')))}"
@@ -96,12 +98,13 @@ def make_job(tmp_path: Path) -> MakeJob:
         if validation:
             tiny.write_jsonl(work_dir / "validation_file", validation)
         chosen = {"n_epochs": 2, "batch_size": 4, "learning_rate": 5e-3, **hyperparameters}
+        its = {"hyperparameters": chosen} | ({"grader": grader or tiny.GRADER} if method == "reinforcement" else {})
         spec = {
             "model": model,
             "training_file": "file-train",
             "validation_file": "file-validation" if validation else None,
             "seed": 7,
-            "method": {"type": method, method: {"hyperparameters": chosen}},
+            "method": {"type": method, method: its},
             "tuning": {"type": tuning, **(block or {})},
         }
         (work_dir / "job.json").write_text(JobSpec.model_validate_json(json.dumps(spec)).model_dump_json())

@@ -127,7 +127,7 @@ def test_training_ends_after_so_many_evaluations_without_a_lower_loss(make_job: 
     assert said[-1] == messages.Done()
     (ended, chosen) = _notices(said)
     assert ended.startswith(f"Training ends early after step {end}: 2 evaluations in a row")
-    assert f"{best.loss:.4f}, was that of step {best.step}" in ended
+    assert f"step {best.step} has the lowest validation loss, {best.loss:.4f}" in ended
     assert f"step {best.step}" in chosen
     assert _report(work_dir)["last"]["step"] == end
     assert checkpoints.verified(work_dir / "checkpoints", end) is not None

@@ -51,6 +51,43 @@ def held_out(work_dir: Path) -> set[int]:
     return {number for row in rows_in(work_dir / "validation.arrow") for number in row["rows"]}
 
 
+def test_prompts_are_prepared_with_what_their_grader_reads(work_dir_of: MakeWorkDir) -> None:
+    asked = {"method": "reinforcement", "item_paths": ["answer", "more[0].x"], "room_behind": 8}
+    rows = [{**row, "more": [{"x": 1}], "unread": "z"} for row in tiny.graded_rows(4)]
+    report = report_on(work_dir := work_dir_of(rows, **asked))
+
+    tokenizer = preparation.load_tokenizer(preparation.locate_tokenizer("tiny", work_dir))
+    for row, made in zip(rows, rows_in(work_dir / "train.arrow"), strict=True):
+        prompt = tokenizer.apply_chat_template(row["messages"], add_generation_prompt=True, return_dict=False)
+        assert made["input_ids"] == prompt
+        assert set(made["labels"]) == {IGNORED}
+        assert json.loads(made["item"]) == {"answer": row["answer"], "more": [{"x": 1}]}
+    assert not report.refusals
+    assert report.train_set is not None
+    assert report.resolved.max_length == report.train_set.longest_row + 8
+
+
+def test_prompts_that_cannot_be_graded_are_refused_with_their_lines(work_dir_of: MakeWorkDir) -> None:
+    asked = {"method": "reinforcement", "item_paths": ["answer"], "room_behind": 8}
+    rows = tiny.graded_rows(4)
+    lacking = [
+        rows[0],
+        {"messages": rows[1]["messages"]},
+        {**rows[2], "answer": None},
+        {"messages": rows[3]["messages"]},
+    ]
+
+    (refusal,) = report_on(work_dir_of(lacking, **asked)).refusals
+    assert refusal.code == "no_item"
+    assert refusal.message.startswith("line 2: the grader reads '{{item.answer}}', which the row does not have.")
+    assert refusal.message.endswith("The same in line 4.")
+    (refusal,) = report_on(work_dir_of(rows, max_length=20, **asked)).refusals
+    assert refusal.code == "over_long"
+    assert "max_completion_length leaves 12 of 20 for it" in refusal.message
+    (finding,) = report_on(work_dir_of(tiny.chat_rows(3), **{**asked, "item_paths": ["messages[1].content"]})).findings
+    assert (finding.code, finding.severity, finding.rows) == ("answer_left_out", "warning", 3)
+
+
 def test_a_tenth_is_held_out_from_a_hundred_rows_on(work_dir_of: MakeWorkDir) -> None:
     few, many = report_on(work_dir_of(tiny.chat_rows(99))), report_on(work_dir_of(tiny.chat_rows(400)))
 

@@ -106,6 +106,33 @@ def test_it_knows_what_logits_take_that_are_computed_at_once(
     assert found.total == pytest.approx(counted, rel=0.10), found
 
 
+@pytest.mark.parametrize(
+    ("tuning", "precision", "beta"),
+    [
+        ("lora", "bf16", 0.0),
+        pytest.param("full", "fp32", 0.1, marks=pytest.mark.long),
+        pytest.param("full", "bf16", 0.1, marks=pytest.mark.long),
+        pytest.param("qlora", "fp32", 0.0, marks=pytest.mark.long),
+    ],
+)
+@pytest.mark.parametrize("at_once", [64, pytest.param(2, marks=pytest.mark.long)])
+def test_it_knows_what_generating_takes(
+    wide: Path,
+    make_job: MakeJob,
+    monkeypatch: pytest.MonkeyPatch,
+    precision: Precision,
+    tuning: str,
+    beta: float,
+    at_once: int,
+) -> None:
+    monkeypatch.setenv("FINETUNED_PRECISION", precision)
+    chosen = {"num_generations": at_once, "batch_size": 1, "max_completion_length": 64, "beta": beta}
+    rows = [{"messages": ROW["messages"][:1], "answer": "Red."}] * 8
+    counted, found = counted_and_found(wide, make_job, tuning, rows, method="reinforcement", **chosen)
+    assert found.total == pytest.approx(counted, rel=0.10), (found, counted)
+    assert tuning == "full" or at_once == 2 or found.moment == "generation"
+
+
 def counted_and_found(
     base_folder: Path, make_job: MakeJob, tuning: str, rows: list[dict[str, Any]], **options: Any
 ) -> tuple[int, MemoryEstimate]:

@@ -21,9 +21,10 @@ from app.jobs.spec import JobSpec
 from app.planning import recipes
 from app.planning.fitting import peak
 from app.planning.hardware import GIB
-from app.planning.memory import FULL_LOSS, ModelShape, Role, TrainingSetup, Weights, estimate, trained_params
+from app.planning.memory import estimate
 from app.planning.recipes import Facts
 from app.planning.setups import STATES, Device, setup_of
+from app.planning.step import FULL_LOSS, ModelShape, Role, TrainingSetup, Weights, trained_params
 from benchmarks import memory_dry_run
 
 Row = Mapping[str, str]

@@ -16,9 +16,10 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from app.jobs.spec import JobSpec
 from app.planning import recipes
-from app.planning.memory import FULL_LOSS, MemoryEstimate, ModelShape, Role, TrainingSetup
+from app.planning.memory import MemoryEstimate
 from app.planning.recipes import Facts
 from app.planning.setups import Device
+from app.planning.step import FULL_LOSS, ModelShape, Role, TrainingSetup
 from worker.training.fake_step import Habits, dry_run
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

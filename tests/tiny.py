@@ -8,7 +8,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoConfig, GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from app.planning.memory import ModelShape
+from app.planning.step import ModelShape
 
 CHATML = (
     "{% for message in messages %}"

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from app.jobs.spec import JobSpec, LoraTuning, resolved
 from app.planning.bases import Tensors
-from app.planning.memory import BYTES, ModelShape, TrainingSetup, trained_params
+from app.planning.step import BYTES, ModelShape, TrainingSetup, trained_params
 
 SCRATCH_CHECKPOINTS = 4
 """That a worker's disk holds at most: the two newest, the best by validation loss, and the one being written

@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from app.planning.memory import ModelShape
 from app.planning.shapes import NotPlannable
+from app.planning.step import ModelShape
 
 Tensors = Mapping[str, tuple[int, ...]]
 

@@ -7,9 +7,10 @@ from typing import Any
 from app.jobs.methods import ReinforcementHyperparameters
 from app.jobs.spec import JobSpec, resolved
 from app.planning import recipes
-from app.planning.memory import MemoryEstimate, ModelShape, TrainingSetup, estimate
+from app.planning.memory import MemoryEstimate, estimate
 from app.planning.recipes import Facts
 from app.planning.setups import Device, setup_of
+from app.planning.step import ModelShape, TrainingSetup
 
 PROCESS_BYTES = 650 * 1024**2
 """Of a trainer on a CPU before it has loaded anything: Python with torch, transformers, PEFT and TRL."""

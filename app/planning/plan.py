@@ -13,9 +13,10 @@ from app.planning.duration import SHORTEST_SHARE, Duration, Measured, Work, dura
 from app.planning.fitting import Change, setup_on
 from app.planning.guardrails import Guardrail
 from app.planning.hardware import COMMON, Hardware
-from app.planning.memory import MemoryEstimate, evaluation, trained_params
+from app.planning.memory import MemoryEstimate, evaluation
 from app.planning.recipes import Facts
 from app.planning.setups import generated_at_once, has_reference, setup_of
+from app.planning.step import trained_params
 
 ROOM_LEFT = 0.1
 """Of a device, that must be left for activations to be kept rather than computed twice: the formula's own error."""

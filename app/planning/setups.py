@@ -6,7 +6,7 @@ from typing import Literal, TypedDict
 
 from app.jobs.methods import ReinforcementHyperparameters
 from app.jobs.spec import JobSpec, LoraTuning, QloraTuning, Tuning, resolved
-from app.planning.memory import ATTENTION, FULL_LOSS, ModelShape, Role, TrainingSetup, Weights
+from app.planning.step import ATTENTION, FULL_LOSS, ModelShape, Role, TrainingSetup, Weights
 
 STATES = {
     "adamw_torch": (8.0, 4.0),

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from app.planning.memory import ModelShape, Role
+from app.planning.step import ModelShape, Role
 
 NAMES = {
     "hidden_size": ("hidden_size", "n_embd", "d_model"),

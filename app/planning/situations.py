@@ -5,7 +5,7 @@ from typing import Any, Literal, NamedTuple
 
 from app.files.spec import Method
 from app.jobs.spec import JobSpec
-from app.planning import memory, recipes
+from app.planning import recipes, step
 from app.planning.bases import Base
 from app.planning.fitting import Change, changes, peak
 from app.planning.guardrails import RSLORA_FROM
@@ -126,7 +126,7 @@ def trained_params(s: Situation, option: Option) -> int | None:
     if s.base is None or s.base.shape is None:
         return None
     resolved = recipes.resolve(_spec("supervised", option), _facts(s, s.base, ON_GPU))
-    return memory.trained_params(s.base.shape, setup_of(resolved, s.base.shape, ON_GPU))
+    return step.trained_params(s.base.shape, setup_of(resolved, s.base.shape, ON_GPU))
 
 
 def _spec(method: Method, option: Option) -> JobSpec:

@@ -27,6 +27,9 @@ def load() -> Work:
     """Import what a step takes."""
     import torch
 
+    from worker.training import preload
+
+    preload.import_bitsandbytes()
     from worker.training import fake_step
     from worker.training.preparation import write_last
 

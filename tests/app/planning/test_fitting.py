@@ -8,9 +8,9 @@ import pytest
 from app.jobs.spec import JobSpec
 from app.planning.fitting import changes, peak, shrunk
 from app.planning.hardware import GIB, GPUS
-from app.planning.memory import ModelShape
 from app.planning.recipes import Facts
 from app.planning.setups import Device
+from app.planning.step import ModelShape
 
 LLAMA_3_8B = ModelShape(4096, 32, 32, 8, 128, 14336, 128256)
 LLAMA_3_70B = ModelShape(8192, 80, 64, 8, 128, 28672, 128256)

@@ -8,7 +8,8 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
-from app.planning.memory import ModelShape, Role, TrainingSetup, estimate, trained_params
+from app.planning.memory import estimate
+from app.planning.step import ModelShape, Role, TrainingSetup, trained_params
 from tests import tiny
 
 LLAMA_3_8B = ModelShape(4096, 32, 32, 8, 128, 14336, 128256)

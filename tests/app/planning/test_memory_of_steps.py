@@ -10,7 +10,8 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
-from app.planning.memory import MLP, ModelShape, Role, TrainingSetup, estimate
+from app.planning.memory import estimate
+from app.planning.step import MLP, ModelShape, Role, TrainingSetup
 from tests import tiny
 from worker.training.live import LiveStorages
 

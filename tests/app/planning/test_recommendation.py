@@ -12,11 +12,11 @@ from app.jobs.spec import JobSpec
 from app.planning import guardrails, recipes
 from app.planning.bases import Base
 from app.planning.hardware import GIB, GPUS, ON_GPU, Hardware
-from app.planning.memory import ModelShape
 from app.planning.recipes import Facts
 from app.planning.recommendation import Recommendation, held_tokens, recommend
 from app.planning.setups import Device
 from app.planning.situations import Goal, Option, Priority, Rows, Situation
+from app.planning.step import ModelShape
 
 LLAMA_3_8B = Base("llama", 4096, 8192, ModelShape(4096, 32, 32, 8, 128, 14336, 128256))
 LLAMA_3_70B = Base("llama", 8192, 8192, ModelShape(8192, 80, 64, 8, 128, 28672, 128256))

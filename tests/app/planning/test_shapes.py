@@ -9,10 +9,10 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from app.jobs.spec import JobSpec
 from app.planning import recipes
-from app.planning.memory import TrainingSetup, trained_params
 from app.planning.recipes import Facts
 from app.planning.setups import Device, setup_of, targets_of
 from app.planning.shapes import NotPlannable, shape_of
+from app.planning.step import TrainingSetup, trained_params
 
 SMALL = {
     "hidden_size": 64,

@@ -11,9 +11,10 @@ from transformers import AutoModelForCausalLM
 
 from app.jobs.spec import JobSpec
 from app.planning import recipes
-from app.planning.memory import ModelShape, estimate
+from app.planning.memory import estimate
 from app.planning.recipes import Facts
 from app.planning.setups import Device, setup_of
+from app.planning.step import ModelShape
 from tests import tiny
 from tests.worker.training.conftest import MakeJob
 from tests.worker.training.counted import count

@@ -23,6 +23,8 @@ PLAIN = frozenset(
 """`model_type`s whose MLP has no gate."""
 LAYER_NORM = PLAIN | {"cohere", "cohere2", "olmo", "stablelm"}
 """Those that normalise with LayerNorm."""
+EAGER = frozenset({"gemma2", "gpt_oss", "vaultgemma"})
+"""Those whose attention transformers (5) computes with the scores laid out, because SDPA does not know their caps."""
 TIED = frozenset({"bloom", "falcon", "gemma", "gemma2", "gemma3_text", "gpt2", "gpt_bigcode", "gpt_neo", "mpt", "opt"})
 """Those whose output layer is the embeddings, where `config.json` does not say."""
 FUSED: dict[str, tuple[tuple[Role, ...], ...]] = {
@@ -74,6 +76,7 @@ def shape_of(config: Mapping[str, Any], *, tensors: Mapping[str, tuple[int, ...]
         num_experts=number(text, "num_experts", default=0),
         experts_per_token=number(text, "experts_per_token", default=0),
         positions=number(text, "positions") + POSITIONS[family] if family in POSITIONS else 0,
+        keeps_scores=family in EAGER,
         fused=FUSED.get(family, ()),
         total_params=sum(map(math.prod, tensors.values())) if tensors and text is config else None,
     )

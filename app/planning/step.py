@@ -38,6 +38,8 @@ class ModelShape:
     experts_per_token: int = 0
     positions: int = 0
     """Learned ones, each a vector of the hidden size."""
+    keeps_scores: bool = False
+    """Its attention is no SDPA's, which keeps no scores."""
     fused: tuple[tuple[Role, ...], ...] = ()
     """Groups of roles that one layer plays, with one adapter."""
     total_params: int | None = None

@@ -268,7 +268,7 @@ def _shapes(config: PreTrainedConfig, spec: JobSpec, machine: Device, habits: Ha
         base = AutoModelForCausalLM.from_config(
             config,
             dtype=habits.base or configs.base_dtype(spec, machine),
-            attn_implementation=machine.attention,
+            attn_implementation=model.attention(machine),
             trust_remote_code=False,
         )
         if isinstance(tuning, QloraTuning):

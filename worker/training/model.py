@@ -53,7 +53,7 @@ def load(folder: Path, spec: JobSpec, device: Device) -> tuple[PreTrainedModel, 
     model = kind.from_pretrained(
         folder,
         dtype=configs.base_dtype(spec, device),
-        attn_implementation=device.attention,
+        attn_implementation=attention(device),
         device_map={"": 0} if device.kind == "cuda" else None,
         trust_remote_code=False,
         use_safetensors=True,
@@ -61,6 +61,14 @@ def load(folder: Path, spec: JobSpec, device: Device) -> tuple[PreTrainedModel, 
     )
     keep_4bit_weights_as_they_are(model)
     return model, tokenizer
+
+
+def attention(device: Device) -> str | None:
+    """What transformers shall compute attention by; None, where that is SDPA, for families that cannot have it.
+
+    Asked for by name it is refused for those (Gemma 2, gpt-oss); by itself transformers takes it wherever it can.
+    """
+    return None if device.attention == "sdpa" else device.attention
 
 
 def require_target_modules(model: PreTrainedModel, wanted: str | list[str]) -> None:

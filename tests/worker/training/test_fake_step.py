@@ -30,6 +30,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen2": ("qwen2", {"tie_word_embeddings": True}),
     "qwen3": ("qwen3", {}),
     "gemma": ("gemma", {}),
+    "gemma2": ("gemma2", {"sliding_window": 32}),
     "gemma3": ("gemma3_text", {"sliding_window": 32}),
     "phi": ("phi", {}),
     "phi3": ("phi3", {}),

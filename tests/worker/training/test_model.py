@@ -10,9 +10,11 @@ from bitsandbytes.functional import has_avx512bf16
 from bitsandbytes.nn import Linear4bit
 from peft import get_peft_model
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
 from app.jobs.spec import JobSpec
 from app.planning.recipes import FULL, width_factor
+from app.planning.step import ModelShape
 from tests import tiny
 from worker.training import configs, model
 from worker.training.device import Device
@@ -152,3 +154,15 @@ def test_an_adapter_goes_on_the_modules_that_were_named(make_job: Any, run: Any)
         "model.layers.1.self_attn.v_proj",
         "model.layers.0.mlp.down_proj",
     }
+
+
+def test_a_family_that_cannot_have_sdpa_is_loaded_with_what_it_has(bases: Path) -> None:
+    """Gemma 2, which transformers refuses to load with SDPA."""
+    shape = ModelShape(32, 2, 2, 1, 16, 64, len(tiny.make_tokenizer()))
+    folder = bases / "gemma2"
+    AutoModelForCausalLM.from_config(tiny.config_of("gemma2", shape)).save_pretrained(folder)
+    tiny.make_tokenizer().save_pretrained(folder)
+    loaded, _ = model.load(folder, _spec("lora"), CPU)
+    assert loaded.config._attn_implementation == "eager"
+    again, _ = model.load(bases / "tiny", _spec("lora"), CPU)
+    assert again.config._attn_implementation == "sdpa"

@@ -59,7 +59,11 @@ def main() -> None:
     for tuning in arguments.tuning or ["lora", "qlora", "full"]:
         with tempfile.TemporaryDirectory() as folder:
             work_dir = prepared(Path(folder), arguments.base, arguments.rows, tuning, arguments.steps)
-            rounds = [(ours(work_dir, arguments.base), bare(work_dir, arguments.base)) for _ in range(arguments.rounds)]
+            rounds = []
+            for _ in range(arguments.rounds):
+                rounds.append((ours(work_dir, arguments.base), bare(work_dir, arguments.base)))
+                one, other = rounds[-1]
+                print(f"{tuning}: {one.step:.1f} and {other.step:.1f} s/step", file=sys.stderr, flush=True)
         table.add_row(tuning, *summed(rounds))
     Console(width=120).print(table)
 

@@ -27,7 +27,8 @@ FILES = {
     "adapter_config.json": b'{"r": 8}',
     "adapter_model.safetensors": bytes(range(256)) * 5000,  # of more than one chunk, and no whole tar blocks
     "empty.txt": b"",
-    "metrics.json": b"",  # written below
+    "job.json": b"",  # written below, as
+    "metrics.json": b"",
     "tokenizer/special/" + "very-long-" * 12 + "name.json": b"{}",
 }
 
@@ -43,14 +44,17 @@ def make_result(session: Session, project: Project, folder: Path, **fields: Any)
     """A job, its folder of weights published and registered; the trainer's part is made up."""
     with session.begin():
         file = factories.make_file(session, project)
-        job_id = factories.make_queued_job(session, project, training_file=file.id, **fields).id
+        job = factories.make_queued_job(session, project, training_file=file.id, **fields)
         claim = factories.take(session)
         report = factories.make_manifest(session, claim).report
-        files = {**FILES, "metrics.json": report.model_dump_json().encode()}
+        files = FILES | {
+            "job.json": job.current_spec.model_dump_json().encode(),
+            "metrics.json": report.model_dump_json().encode(),
+        }
         for name, content in files.items():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_bytes(content)
-        job = session.get_one(Job, job_id)
+        job = session.get_one(Job, job.id, populate_existing=True)
         origin = Origin(claim, job, Prepared.model_validate(job.prepared), file, project.name)
         manifest, sha256 = publish(folder, get_storage(), origin)
         service.register(session, manifest, manifest_sha256=sha256)

@@ -1,4 +1,4 @@
-# Everything a person or CI does here. Needs Python >= 3.11 and make; nothing else.
+# Everything a person or CI does here. Needs Python >= 3.11.4 and make; nothing else.
 
 PYTHON ?= python3
 BIN := .venv/bin

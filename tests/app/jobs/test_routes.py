@@ -13,6 +13,7 @@ from tests import factories, tiny
 from tests.factories import upload_body
 
 GOOD = b'{"prompt": "a", "completion": "b"}\n'
+TALK = b'{"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]}\n'
 
 
 def upload(client: TestClient, content: bytes = GOOD) -> str:
@@ -62,7 +63,7 @@ def test_a_file_with_another_purpose_is_refused(client: TestClient) -> None:
     ("content", "says"),
     [
         (GOOD + b"not json\n", "line 2: it is not JSON"),
-        (b'{"messages": [{"role": "user", "content": "x"}]}\n', "line 1: no message with role 'assistant'"),
+        (TALK + b'{"messages": [{"role": "user", "content": "x"}]}\n', "line 2: no message with role 'assistant'"),
         (b'{"messages": [{"role": "bot", "content": "x"}]}\n', "line 1: Invalid enum value 'bot'"),
         (b'{"question": "x"}\n', "line 1: it has question"),
         (GOOD + b'{"prompt": "x", "completion": ""}\n', "line 2: 'completion' is empty"),

@@ -110,12 +110,13 @@ def test_it_knows_what_logits_take_that_are_computed_at_once(
     ("tuning", "precision", "beta"),
     [
         ("lora", "bf16", 0.0),
-        pytest.param("full", "fp32", 0.1, marks=pytest.mark.long),
-        pytest.param("full", "bf16", 0.1, marks=pytest.mark.long),
-        pytest.param("qlora", "fp32", 0.0, marks=pytest.mark.long),
+        ("full", "fp32", 0.1),
+        ("full", "bf16", 0.1),
+        ("qlora", "fp32", 0.0),
     ],
 )
-@pytest.mark.parametrize("at_once", [64, pytest.param(2, marks=pytest.mark.long)])
+@pytest.mark.parametrize("at_once", [2, 64])
+@pytest.mark.long
 def test_it_knows_what_generating_takes(
     wide: Path,
     make_job: MakeJob,

@@ -169,7 +169,9 @@ def test_every_part_that_is_killed_is_named_and_started_again_and_requests_wait_
         assert job.status == "succeeded", job.error
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, pytest.param(signal.SIGHUP, marks=pytest.mark.long)])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, *(pytest.param(one, marks=pytest.mark.long) for one in (signal.SIGINT, signal.SIGHUP))]
+)
 def test_a_signal_ends_all_of_it_in_order_and_leaves_nothing(own_home: Path, number: signal.Signals) -> None:
     with (
         up_to_its_end(own_home, standby=True) as service,
@@ -268,6 +270,7 @@ def test_leftovers_of_an_earlier_up_are_waited_for(own_home: Path) -> None:
         process.terminate()
 
 
+@pytest.mark.long
 def test_odd_paths_a_v6_address_and_two_workers_work(tmp_path: Path) -> None:
     try:
         socket.create_server(("::1", 0), family=socket.AF_INET6).close()

@@ -102,7 +102,7 @@ def families(bases: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    "case", [pytest.param(case, marks=[pytest.mark.long] * bool(at % 4)) for at, case in enumerate(CASES)], ids=str
+    "case", [pytest.param(case, marks=[pytest.mark.long] * bool(at % 8)) for at, case in enumerate(CASES)], ids=str
 )
 def test_the_dry_run_takes_what_a_step_of_the_trainer_takes(
     families: Path, make_job: MakeJob, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, case: Case
@@ -225,6 +225,7 @@ def test_dropout_masks_have_a_byte_a_number_on_a_gpu() -> None:
         assert more == pytest.approx(masked * width, rel=0.02)
 
 
+@pytest.mark.long
 def test_transformers_own_loss_holds_every_logit_three_times_in_fp32() -> None:
     spec = spec_of({"type": "lora"}, gradient_checkpointing=False, per_device_train_batch_size=2)
     logits = 2 * 512 * 4000

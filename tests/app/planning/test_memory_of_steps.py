@@ -128,7 +128,7 @@ def ratios() -> Iterator[list[tuple[Case, float]]]:
     torch.set_num_threads(threads)
 
 
-@pytest.mark.parametrize("case", CASES[::6], ids=str)
+@pytest.mark.parametrize("case", CASES[::6], ids=lambda case: f"{case.family}-{case.setup.tuning}")
 def test_it_comes_near_a_real_step(case: Case) -> None:
     assert estimate(case.shape, case.setup).total == pytest.approx(peak_of(case), rel=0.12)
 

@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import PreTrainedConfig
 
 from app.jobs.spec import JobSpec
 from app.planning import recipes
@@ -20,6 +20,7 @@ from app.planning.memory import MemoryEstimate
 from app.planning.recipes import Facts
 from app.planning.setups import Device
 from app.planning.step import FULL_LOSS, ModelShape, Role, TrainingSetup
+from tests import tiny
 from worker.training.fake_step import Habits, dry_run
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -64,19 +65,7 @@ def of_row(row: Mapping[str, str], shape: ModelShape, setup: TrainingSetup) -> M
 def _config(row: Mapping[str, str], shape: ModelShape) -> PreTrainedConfig:
     name = row["model"].lower()
     family = next((family for start, family in FAMILIES.items() if name.startswith(start)), "llama")
-    config: PreTrainedConfig = AutoConfig.for_model(
-        family,
-        hidden_size=shape.hidden_size,
-        num_hidden_layers=shape.num_layers,
-        num_attention_heads=shape.num_heads,
-        num_key_value_heads=shape.num_kv_heads,
-        head_dim=shape.head_dim,
-        intermediate_size=shape.intermediate_size,
-        vocab_size=shape.vocab_size,
-        tie_word_embeddings=shape.tied_embeddings,
-        max_position_embeddings=32768,
-        pad_token_id=None,
-    )
+    config: PreTrainedConfig = tiny.config_of(family, shape, max_position_embeddings=32768, pad_token_id=None)
     return config
 
 

@@ -87,7 +87,7 @@ def chosen(given: ReinforcementHyperparameters, gpus: int, wish: Wish) -> Groups
             prompts = whole * max(1, wished // whole)
     here = prompts * generations // gpus
     if per_device is None:
-        per_device = here // accumulation if accumulation else _divisor(here, wish.per_device)
+        per_device = here // accumulation if accumulation else divisor(here, wish.per_device)
     return Groups(prompts, generations, per_device, here // per_device)
 
 
@@ -132,6 +132,7 @@ def _said(per_device: int | None, accumulation: int | None, gpus: int) -> str:
     return " × ".join([*named, *([f"gpus {gpus}"] if gpus > 1 else [])]) or "1"
 
 
-def _divisor(number: int, wished: int) -> int:
-    """The largest that is at most what is wished."""
-    return max(one for one in range(1, min(number, wished) + 1) if number % one == 0)
+def divisor(number: int, wished: int, *, least: int = 1) -> int:
+    """The largest that is at most what is wished, else the smallest there is."""
+    divisors = [one for one in range(least, number + 1) if number % one == 0]
+    return max((one for one in divisors if one <= wished), default=divisors[0])

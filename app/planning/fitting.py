@@ -80,14 +80,10 @@ def shrunk(spec: JobSpec) -> JobSpec | None:
     """
     given = spec.hyperparameters
     rows, accumulation = resolved(given.per_device_train_batch_size), resolved(given.gradient_accumulation_steps)
-    for parts in range(2, rows // _least(spec) + 1):
+    for parts in range(2, rows // recipes.least_at_a_time(spec) + 1):
         if rows % parts == 0:
             return regrouped(spec, rows // parts, accumulation * parts)
     return None
-
-
-def _least(spec: JobSpec) -> int:
-    return 2 if spec.method.type == "kto" else 1
 
 
 def regrouped(spec: JobSpec, per_device: int, accumulation: int) -> JobSpec:
@@ -113,7 +109,8 @@ def _checkpointing(spec: JobSpec) -> Iterator[Step]:
 def _smaller_batches(spec: JobSpec) -> Iterator[Step]:
     given = spec.hyperparameters
     rows, accumulation = given.per_device_train_batch_size, given.gradient_accumulation_steps
-    while isinstance(rows, int) and isinstance(accumulation, int) and rows >= 2 * _least(spec) and rows % 2 == 0:
+    fewest = 2 * recipes.least_at_a_time(spec)
+    while isinstance(rows, int) and isinstance(accumulation, int) and rows >= fewest and rows % 2 == 0:
         rows, accumulation = rows // 2, accumulation * 2
         yield (
             (spec.param("per_device_train_batch_size"), rows, "Steps are the same, and a little slower."),

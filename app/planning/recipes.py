@@ -386,7 +386,7 @@ def batch(spec: JobSpec, recipe: Recipe, *, rows: int | None = None) -> dict[str
     if size is not None:
         here = size // gpus
         if per_device is None and accumulation is None:
-            per_device = _divisor(here, recipe.per_device_train_batch_size, least=_least_at_a_time(spec))
+            per_device = groups.divisor(here, recipe.per_device_train_batch_size, least=least_at_a_time(spec))
         if per_device is None:
             assert accumulation is not None  # noqa: S101  the case above has filled per_device otherwise
             per_device = here // accumulation
@@ -402,11 +402,6 @@ def batch(spec: JobSpec, recipe: Recipe, *, rows: int | None = None) -> dict[str
     }
 
 
-def _least_at_a_time(spec: JobSpec) -> int:
+def least_at_a_time(spec: JobSpec) -> int:
+    """Rows: KTO compares those of a batch."""
     return 2 if spec.method.type == "kto" else 1
-
-
-def _divisor(rows: int, wished: int, *, least: int) -> int:
-    """The largest that is at most what is wished, else the smallest there is."""
-    divisors = [n for n in range(least, rows + 1) if rows % n == 0]
-    return max((n for n in divisors if n <= wished), default=divisors[0])

@@ -18,7 +18,11 @@ STATES = {
 }
 """Bytes a trained parameter by optimizer: of its states, and of what a step holds beside them."""
 LOSS_TILE = {"cuda": (4096, 32768), "cpu": (512, 32768)}
-"""Tokens and columns of the vocabulary that TRL 1.16 computes logits for at a time; the tokens on CPUs are our own."""
+"""Tokens and columns of the vocabulary that logits are computed for at a time: TRL 1.16's, but for the tokens on CPUs.
+
+512 are about as fast there as TRL's 4,096 (1.0 against 1.3 s for 300 tokens of SmolLM2-135M, 4.7 against 4.0 for 1,028;
+processor time, on busy cores), and their copies in fp32 take 320 MiB at most, where they took 2.5 GiB.
+"""
 TILE_COPIES = 5
 """Of a tile in fp32 while TRL differentiates it without Triton, as on a CPU: logits, probabilities, gradients."""
 

@@ -4,7 +4,7 @@ import statistics
 from collections import defaultdict
 from typing import Any, Literal
 
-from sqlalchemy import Select, func, select
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from app.jobs.models import Job
@@ -27,7 +27,13 @@ MOST_CORRECTED = 2.0
 def measured(session: Session) -> dict[str, list[Measured]]:
     """The latest jobs that succeeded, by their worker class; of all projects, for time is nobody's secret."""
     saves = Job.prepared["train"]["packing_saves"].as_float()
-    rows = _latest(Job.resolved, saves, RegisteredModel).where(Job.resolved.is_not(None), Job.prepared.is_not(None))
+    rows = (
+        select(Job.queue, Job.resolved, saves, RegisteredModel)
+        .join(RegisteredModel, (RegisteredModel.job_id == Job.id) & RegisteredModel.step.is_(None))
+        .where(Job.resolved.is_not(None), Job.prepared.is_not(None))
+        .order_by(RegisteredModel.seq.desc())
+        .limit(LATEST)
+    )
     found = defaultdict[str, list[Measured]](list)
     for queue, numbers, packing_saves, model in session.execute(rows):
         if (seconds := _seconds(model.metrics)) > 0:
@@ -70,16 +76,6 @@ def corrections(session: Session, basis: Literal["formula", "dry_run"] = "formul
         for queue, found in ratios.items()
         if len(found) >= ENOUGH
     }
-
-
-def _latest(*columns: Any) -> Select[Any]:
-    """Of each job with a result its worker class, and what is asked for beside it: no more, for each plan asks."""
-    return (
-        select(Job.queue, *columns)
-        .join(RegisteredModel, (RegisteredModel.job_id == Job.id) & RegisteredModel.step.is_(None))
-        .order_by(RegisteredModel.seq.desc())
-        .limit(LATEST)
-    )
 
 
 def _seconds(metrics: dict[str, Any]) -> float:

@@ -16,6 +16,8 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
+from app.planning.setups import LOSS_TILE
+
 aten = torch.ops.aten
 
 IN_FP32 = frozenset[Callable[..., Any]](
@@ -54,6 +56,7 @@ def like_cuda(dtype: torch.dtype, *, grouped_queries: bool) -> Iterator[None]:
         for place, name, value in (
             (torch, "is_autocast_enabled", _autocast_is_enabled),
             (trl.trainer.utils, "_use_triton", lambda _: True),  # logits only where there is a label
+            (trl.kernels.chunked_logprob, "TOKEN_CHUNK_SIZE", LOSS_TILE["cuda"][0]),  # training on a CPU has changed it
             (trl.kernels.chunked_logprob, "_forward_tile", _in_place),
             (trl.kernels.chunked_logprob, "_backward_tile", _in_place),
             (trl.kernels.chunked_logprob, "_addmm_fp32", _in_place),

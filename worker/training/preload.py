@@ -14,7 +14,7 @@ MODEL_FAMILIES = ("llama", "qwen2", "qwen3", "mistral", "gemma3", "phi3")
 PREPARING = (*(f"transformers.models.{family}.configuration_{family}" for family in MODEL_FAMILIES), "pandas")
 """What reading a base's tokenizer, and pyarrow's first table, import late."""
 
-LAZY = ("bitsandbytes", "torch._dynamo", "accelerate.utils.other")
+LAZY = ("torch._dynamo", "accelerate.utils.other")
 
 
 def import_bitsandbytes() -> None:

@@ -27,6 +27,7 @@ from app.jobs.methods import (
     SimpoHyperparameters,
 )
 from app.jobs.spec import JobSpec, LoraTuning, QloraTuning, resolved
+from app.planning import setups
 from worker.training import configs, data, initial, model
 from worker.training.device import Device
 from worker.training.failures import MethodNotSupported, SpecUnusable
@@ -101,7 +102,7 @@ def _of_method(
             args = configs.reward_config(spec, own, machine, checkpoints)
             return _turning(_Reward(args=args, **given), data.for_reward)
         case ReinforcementHyperparameters() as own:
-            return _reinforcement(spec, own, machine, checkpoints, _with_reference(spec, given, parent, own.beta != 0))
+            return _reinforcement(spec, own, machine, checkpoints, _with_reference(spec, given, parent))
         case OrpoHyperparameters() | SimpoHyperparameters() as own:
             return _turning(_experimental(spec, own, machine, checkpoints, given), data.for_odds)
         case _:
@@ -216,15 +217,13 @@ def _reinforcement(
     return _Grpo(args=configs.grpo_config(spec, own, machine, checkpoints), reward_funcs=[reward], **(given | rows))
 
 
-def _with_reference(
-    spec: JobSpec, given: dict[str, Any], parent: Path | None, has_reference: bool = True
-) -> dict[str, Any]:
+def _with_reference(spec: JobSpec, given: dict[str, Any], parent: Path | None) -> dict[str, Any]:
     """What a method against a reference model takes: that is the model before training.
 
     TRL takes a new adapter turned off for it, or of a full model a second copy. Of an adapter that goes on training it
     is that adapter as it was, of which TRL makes a copy where it gets the adapter and no configuration of one.
     """
-    if parent is None or not has_reference:
+    if parent is None or not setups.has_reference(spec):
         return given
     adapted = _adapted(spec, given)
     model.go_on_from(adapted["model"], parent)

@@ -121,7 +121,7 @@ def test_a_job_is_probed_before_its_first_step_and_not_where_it_goes_on(make_job
 def test_what_does_not_fit_fails_with_what_would_or_shrinks_until_it_does(
     make_job: MakeJob, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In a process that has no more memory: allocations fail for real."""
+    """In processes that have no more memory: allocations fail for real."""
     tiny.make_base(tmp_path / "models" / "wide", hidden_size=256, layers=4, dtype=torch.bfloat16)
     monkeypatch.setenv("FINETUNED_MODELS_DIR", str(tmp_path / "models"))
     large = {"model": "wide", "rows": [ROW] * 8, "max_steps": 1, "packing": False, "batch_size": 8, "train_on": "all"}
@@ -132,9 +132,7 @@ def test_what_does_not_fit_fails_with_what_would_or_shrinks_until_it_does(
     wished = spec.model_copy(update={"resources": spec.resources.model_copy(update={"on_oom": "shrink"})})
     (shrinks / "job.json").write_text(wished.model_dump_json())
 
-    run(warm_up)
-
-    of_the_first, of_the_second = short_of_memory(fails), short_of_memory(shrinks)
+    of_the_first, of_the_second = short_of_memory(warm_up, [fails, shrinks])
 
     failed = of_the_first[-1]
     assert isinstance(failed, messages.Failed)
@@ -155,19 +153,40 @@ def test_what_does_not_fit_fails_with_what_would_or_shrinks_until_it_does(
         assert given.batch_size == 8
 
 
-def short_of_memory(work_dir: Path) -> list[AnyMessage]:
-    """What a trainer says that may have 120 MiB more than this process; it is tried again as a worker would."""
-    said, tell = multiprocessing.Pipe(duplex=False)
-    child = multiprocessing.get_context("fork").Process(target=train_within, args=(work_dir, 120 * 1024**2, tell))
-    child.start()
+def short_of_memory(warm_up: Path, work_dirs: list[Path]) -> list[list[AnyMessage]]:
+    """What trainers say that may have 120 MiB more than one that has trained on `warm_up`.
+
+    They are forked off a process that has done nothing else: the memory that other tests freed is still this one's.
+    """
+    answer, tell = multiprocessing.Pipe(duplex=False)
+    fresh = multiprocessing.get_context("spawn").Process(target=train_all, args=(warm_up, work_dirs, tell))
+    fresh.start()
     tell.close()
+    try:
+        heard = answer.recv()
+    finally:
+        fresh.join()
+    assert isinstance(heard, list)
+    return [[messages.decode(line) for line in lines] for lines in heard]
+
+
+def train_all(warm_up: Path, work_dirs: list[Path], answer: Connection) -> None:
+    torch.set_num_threads(1)  # a pool of threads would not outlive the forks
+    train(warm_up, lambda _: None, StopRequest())
     heard = []
-    with suppress(EOFError):
-        while True:
-            heard.append(messages.decode(said.recv_bytes()))
-    child.join()
-    assert child.exitcode == 0, heard
-    return heard
+    for work_dir in work_dirs:
+        said, tell = multiprocessing.Pipe(duplex=False)
+        child = multiprocessing.get_context("fork").Process(target=train_within, args=(work_dir, 120 * 1024**2, tell))
+        child.start()
+        tell.close()
+        lines = []
+        with suppress(EOFError):
+            while True:
+                lines.append(said.recv_bytes())
+        child.join()
+        assert child.exitcode == 0, lines
+        heard.append(lines)
+    answer.send(heard)
 
 
 def train_within(work_dir: Path, more: int, tell: Connection) -> None:

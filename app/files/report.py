@@ -54,6 +54,7 @@ class PreparedFile(Part):
     trained_tokens: int = Field(description="Tokens that carry a label, in one pass over the rows.")
     longest_row: int = Field(description="Tokens of the longest row, or of the longest pack; after truncation.")
     truncated_rows: int = 0
+    wanted: int | None = Field(None, description="Of unpaired rows those with the label `true`.")
     packs: int | None = Field(None, description="Sequences that its rows were packed into; None: each row is its own.")
     packing_saves: float = Field(
         0.0, description="Share of the tokens that a run without packing computes for padding alone."

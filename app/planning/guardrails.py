@@ -5,7 +5,7 @@ Pure, as recipes are: none of them blocks a job that can be trained.
 
 from dataclasses import dataclass
 
-from app.jobs.methods import HIGHEST_LEARNING_RATE, ReinforcementHyperparameters
+from app.jobs.methods import HIGHEST_LEARNING_RATE, KtoHyperparameters, ReinforcementHyperparameters
 from app.jobs.spec import FullTuning, JobSpec, LoraTuning
 from app.planning import recipes
 from app.planning.recipes import LORA_R, WIDTH_EXPONENTS, Facts, recipe_of
@@ -17,6 +17,8 @@ RSLORA_FROM = 64
 
 
 MOST_EPOCHS_OF_FULL = 2
+BALANCE = (1.0, 4 / 3)
+"""Wanted to unwanted answers, each times its weight (equation 8 of KTO's paper)."""
 FEWEST_GENERATIONS = 4
 EPSILON = ReinforcementHyperparameters().epsilon
 ROWS_FOR_HIGH_RANK = 1000
@@ -42,6 +44,7 @@ SOURCES = {
     "compute_multiplier_unused": "what this service does: num_generations given as a number is taken as it is",
     "epsilon_unused": "how GRPO is defined: the ratio it clips is 1 at the first step on a set of answers",
     "reasoning_effort_unused": "what it is: a setting of OpenAI's own models",
+    "classes_unbalanced": "KTO (Ethayarajh et al. 2024), equation 8: between 1:1 and 4:3, with their weights",
     "few_generations": "GRPO (Shao et al. 2024): an answer's reward is judged by its group's mean and deviation",
 }
 """Of each warning."""
@@ -117,9 +120,37 @@ def warnings(spec: JobSpec, facts: Facts) -> list[Guardrail]:
         found.extend(_data_warnings(spec, facts, facts.rows, facts.tokens))
     if isinstance(given, ReinforcementHyperparameters):
         found.extend(_reinforcement_warnings(spec, given))
+    if isinstance(given, KtoHyperparameters) and facts.rows is not None and facts.wanted is not None:
+        found.extend(_balance_warnings(spec, given, facts.wanted, facts.rows - facts.wanted))
     if recipes.gives_batch_numbers(spec):
         found.extend(_packing_warnings(spec, facts))
     return found
+
+
+def _balance_warnings(spec: JobSpec, given: KtoHyperparameters, wanted: int, unwanted: int) -> list[Guardrail]:
+    """The one weight to change is the rarer class's."""
+    low, high = BALANCE
+    if not wanted or not unwanted:
+        only, other = ("wanted", "unwanted") if wanted else ("unwanted", "wanted")
+        message = f"All {wanted + unwanted} answers are {only}: KTO learns from the difference to {other} ones."
+        return [Guardrail("classes_unbalanced", message, "training_file", f"Add rows with {other} answers.")]
+    ratio = given.desirable_weight * wanted / (given.undesirable_weight * unwanted)
+    if low <= ratio <= high:
+        return []
+    middle = (low + high) / 2
+    if ratio < low:
+        name, weight = "desirable_weight", middle * given.undesirable_weight * unwanted / wanted
+    else:
+        name, weight = "undesirable_weight", given.desirable_weight * wanted / (middle * unwanted)
+    return [
+        Guardrail(
+            "classes_unbalanced",
+            f"{wanted} answers are wanted and {unwanted} are not; with their weights that is {ratio:.2g} to 1, and"
+            " KTO learns best from 1 to 1.33 of them.",
+            spec.param(name),
+            f"Send {name}: {weight:.3g}.",
+        )
+    ]
 
 
 def _reinforcement_warnings(spec: JobSpec, given: ReinforcementHyperparameters) -> list[Guardrail]:

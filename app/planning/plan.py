@@ -38,6 +38,8 @@ class Data:
     packing_saves: float = 0.0
     """Share of what is computed without packing that is padding."""
     holdout: float = 0.0
+    wanted: int | None = None
+    """Of unpaired rows those whose answer is wanted; None: not counted yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +166,7 @@ def facts_on(spec: JobSpec, base: Base, data: Data, place: Hardware) -> Facts:
         holdout=data.holdout,
         rows=data.rows,
         tokens=data.tokens,
+        wanted=data.wanted,
     )
     roomy = replace(facts, memory_is_tight=False)
     kept = fitting.peak(spec, roomy, base.known_shape, place.device).total * place.correction

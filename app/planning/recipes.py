@@ -180,6 +180,8 @@ class Facts:
     """That are trained on in one pass; None: nobody knows."""
     tokens: int | None = None
     """Of these."""
+    wanted: int | None = None
+    """Of unpaired rows those whose answer is wanted."""
     memory_is_tight: bool = True
     """Whether the device may not have the memory to keep every block's activations; on a CPU it is taken to have."""
 
@@ -198,6 +200,7 @@ def facts_of(prepared: Prepared, *, device: Literal["cpu", "cuda"]) -> Facts:
         holdout=prepared.resolved.holdout if prepared.resolved else 0.0,
         rows=prepared.train.rows,
         tokens=prepared.train.tokens,
+        wanted=prepared.train.wanted,
     )
 
 

@@ -66,6 +66,7 @@ def _of_set(train: PreparedFile, longest: int, holdout: float) -> Data:
         packs=train.packs,
         packing_saves=train.packing_saves,
         holdout=holdout,
+        wanted=train.wanted,
     )
 
 

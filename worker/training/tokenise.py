@@ -44,6 +44,8 @@ class RowSet:
         self.rows = self.tokens = self.trained_tokens = 0
         self.of_file = 0
         """Rows of the file that are in it: fewer than its own where long texts are in pieces."""
+        self.wanted: int | None = None
+        """Of unpaired rows those whose answer is wanted."""
         self._last: int | None = None
         self.lengths = array("i")
         """Of each row, in tokens."""
@@ -57,6 +59,8 @@ class RowSet:
         self.rows += 1
         self.of_file += row.place.row != self._last
         self._last = row.place.row
+        if row.wanted is not None:
+            self.wanted = (self.wanted or 0) + row.wanted
         for sequence in sequences(row):
             self.tokens += len(sequence.input_ids)
             self._tokens += len(sequence.input_ids)
@@ -84,6 +88,7 @@ class RowSet:
             trained_tokens=self.trained_tokens,
             longest_row=max(self.lengths),
             truncated_rows=truncated_rows,
+            wanted=self.wanted,
             **digest_of(self.path),
         )
 

@@ -18,6 +18,9 @@ TEXT = replace(LLAMA_7B, rows=50_000, tokens=30_000_000)
 UNFITTED = replace(LLAMA_7B, model_type="gpt2", hidden_size=768)
 PADDED = replace(LLAMA_7B, packing_saves=0.4)
 PACKED = replace(LLAMA_7B, packing_saves=0.4, rows_per_pack=6.0)
+MOSTLY_WANTED = replace(LLAMA_7B, wanted=4000)
+MOSTLY_UNWANTED = replace(LLAMA_7B, wanted=1000)
+ALL_WANTED = replace(LLAMA_7B, wanted=5000)
 ALL_TRAINED = replace(LLAMA_7B, holdout=0.0)
 
 
@@ -67,6 +70,11 @@ TABLE: list[tuple[str, dict[str, Any], Facts, set[str]]] = [
     ("answers and a multiplier of them", graded(num_generations=8, compute_multiplier=2.0), LLAMA_7B, HELD_OUT | {"compute_multiplier_unused"}),
     ("a quarter of the answers", graded(compute_multiplier=0.25), LLAMA_7B, HELD_OUT | {"few_generations"}),
     ("a range for a ratio of 1", graded(epsilon=0.1), LLAMA_7B, HELD_OUT | {"epsilon_unused"}),
+    ("four wanted answers to one", numbers("kto"), MOSTLY_WANTED, HELD_OUT | {"classes_unbalanced"}),
+    ("one to four", numbers("kto"), MOSTLY_UNWANTED, HELD_OUT | {"classes_unbalanced"}),
+    ("one to four, that one four times", numbers("kto", desirable_weight=4.0), MOSTLY_UNWANTED, HELD_OUT),
+    ("wanted answers alone", numbers("kto"), ALL_WANTED, HELD_OUT | {"classes_unbalanced"}),
+    ("five to four", numbers("kto"), replace(LLAMA_7B, wanted=2777), HELD_OUT),
     ("packs counted", numbers(batch_size=8, packing=True), PACKED, HELD_OUT | {"batch_counts_packs"}),
 ]  # fmt: skip
 
@@ -82,6 +90,21 @@ def test_a_spec_is_warned_about_what_deserves_a_second_look(
         assert warning.param
         assert warning.suggestion
         assert guardrails.SOURCES[warning.code]
+
+
+@pytest.mark.parametrize("facts", [MOSTLY_WANTED, MOSTLY_UNWANTED], ids=["wanted", "unwanted"])
+def test_the_weight_that_is_suggested_balances_the_answers(facts: Facts) -> None:
+    body = {"model": "m", "training_file": "f", "validation_file": "v"}
+    (found,) = balance(JobSpec.model_validate(body | numbers("kto")), facts)
+    assert found.param
+    assert found.suggestion
+    name, value = re.fullmatch(r"Send (\w+): ([\d.]+)\.", found.suggestion).groups()  # type: ignore[union-attr]
+    assert found.param.endswith(name)
+    assert not balance(JobSpec.model_validate(body | numbers("kto", **{name: float(value)})), facts)
+
+
+def balance(spec: JobSpec, facts: Facts) -> list[guardrails.Guardrail]:
+    return [one for one in guardrails.warnings(spec, facts) if one.code == "classes_unbalanced"]
 
 
 def test_the_table_has_every_warning_there_is() -> None:

@@ -247,3 +247,16 @@ def test_preferences_are_counted_with_both_answers(work_dir_of: MakeWorkDir) -> 
     assert report.training.tokens == sum(len(row["input_ids"]) + len(row["rejected_input_ids"]) for row in rows)
     assert report.training.lengths is not None
     assert report.training.lengths.max == max(len(row["rejected_input_ids"]) for row in rows)
+
+
+def test_wanted_answers_are_counted(work_dir_of: MakeWorkDir) -> None:
+    rows = [{"prompt": f"box {index}:", "completion": " red", "label": index % 3 == 0} for index in range(10)]
+    train_set = report_on(work_dir_of(rows, method="kto")).train_set
+    assert train_set is not None
+    assert train_set.wanted == 4
+
+
+def test_of_other_rows_none_is_wanted_or_not(work_dir_of: MakeWorkDir) -> None:
+    train_set = report_on(work_dir_of(tiny.chat_rows(4))).train_set
+    assert train_set is not None
+    assert train_set.wanted is None

@@ -135,8 +135,7 @@ class Slot:
             return attend(child, lease, folder / "trainer.log", hear)
         finally:
             child.close()
-            if claim.kind is not WorkKind.PLAN:  # which nobody waits for as for a job, and which holds torch
-                self.trainers.stand_by(claim.kind)
+            self.trainers.stand_by(claim.kind)
 
 
 def _project_name(job: Job) -> str:

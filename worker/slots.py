@@ -50,10 +50,12 @@ class Occupied:
         self._presence = threading.Thread(target=self._be_heard, name="presence", daemon=True)
 
     def enter(self) -> None:
-        """Show up, and start the first trainer ahead. Called by the thread that will run the work: its trainers die
+        """Show up, and start the first trainers ahead. Called by the thread that will run the work: its trainers die
         with it."""
         self._presence.start()
-        self._trainers.stand_by(WorkKind.PREPARE if self._place.queue == PREPARE else WorkKind.TRAIN)
+        preparing = [WorkKind.PREPARE, WorkKind.PLAN] if get_settings().dry_runs else [WorkKind.PREPARE]
+        for kind in preparing if self._place.queue == PREPARE else [WorkKind.TRAIN]:
+            self._trainers.stand_by(kind)
 
     def run(self, queue_name: str) -> None:
         """Do the work of a queue, once nobody from before us is left on the device."""

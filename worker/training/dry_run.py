@@ -18,7 +18,7 @@ from app.planning.fitting import PROCESS_BYTES
 from app.planning.setups import Device
 from worker import messages
 from worker.messages import AnyMessage
-from worker.training.child import Report, StopRequest, Work, leave, run
+from worker.training.child import Report, StopRequest, Work, is_told, leave, run
 
 ON_A_GPU = Device("cuda", "bf16")
 
@@ -33,6 +33,8 @@ def load() -> Work:
     from worker.training import fake_step
     from worker.training.preparation import write_last
 
+    if not is_told():
+        preload.warm_up()
     torch.set_num_threads(1)  # nothing is computed
 
     def work(work_dir: Path, _: Report, __: StopRequest) -> AnyMessage:

@@ -8,10 +8,11 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from tests import tiny
-from tests.running import Service, up, wait_for
+from tests.running import Service, cmdline, is_alive, up, wait_for
 
 
 def plan(service: Service, spec: Path, *arguments: str, code: int = 0) -> tuple[str, str]:
@@ -61,6 +62,7 @@ def test_a_job_s_plan_gets_a_dry_run_and_whoever_plans_the_same_has_it(tmp_path:
         home = Path(folder)
         tiny.make_base(home / "models" / "tiny")
         with up(home, FINETUNED_DRY_RUNS="true") as service:
+            ready = wait_for(lambda: standing_by(service), 60)
             rows = tiny.chat_rows(12)
             job_id = service.submit(service.upload(rows), n_epochs=1)
 
@@ -69,6 +71,7 @@ def test_a_job_s_plan_gets_a_dry_run_and_whoever_plans_the_same_has_it(tmp_path:
                 return its if its and its["memory"]["basis"] == "dry_run" else None
 
             own = wait_for(counted, 200, every=0.5)
+            assert not is_alive(ready)  # it made this dry run: another would be seconds of imports later
             formula = own["formula"]
             assert own["memory"]["train_peak_gib"] == pytest.approx(formula["train_peak_gib"], rel=0.25)
             service.client().fine_tuning.jobs.cancel(job_id)
@@ -76,6 +79,11 @@ def test_a_job_s_plan_gets_a_dry_run_and_whoever_plans_the_same_has_it(tmp_path:
             tiny.write_jsonl(tmp_path / "rows.jsonl", rows)
             out, _ = plan(service, written(tmp_path, "model: tiny\ntraining_file: rows.jsonl\n"))
             assert out.splitlines()[0].endswith("(counted by a dry run).")
+
+
+def standing_by(service: Service) -> psutil.Process | None:
+    """Who waits for a dry run to make."""
+    return next((one for one in service.trainers() if "worker.training.dry_run" in cmdline(one)), None)
 
 
 def test_a_wrong_field_is_named_with_its_line(service: Service, tmp_path: Path) -> None:

@@ -123,3 +123,37 @@ def test_the_result_file_is_a_file_and_plain_csv_under_openais_header(http: http
     rows = list(table)
     assert [row["step"] for row in rows] == [str(step) for step in range(1, STEPS + 1)]
     assert [bool(row["valid_loss"]) for row in rows] == [False, True]
+
+
+def test_a_stock_client_trains_on_what_a_grader_says(service: Service) -> None:
+    """From its file to its registry row, with OpenAI's names for all of it."""
+    client = service.client()
+    grader = {
+        "type": "text_similarity",
+        "name": "alike",
+        "evaluation_metric": "rouge_l",
+        "input": "{{sample.output_text}}",
+        "reference": "{{item.answer}}",
+    }
+    numbers = {"n_epochs": 1, "batch_size": 2, "num_generations": 4, "max_completion_length": 8}
+    job = client.fine_tuning.jobs.create(
+        model="tiny",
+        training_file=service.upload(tiny.graded_rows(4)),
+        method={"type": "reinforcement", "reinforcement": {"grader": grader, "hyperparameters": numbers}},  # type: ignore[typeddict-item]  # numbers of TRL's
+        seed=7,
+    )
+    assert job.method is not None
+    assert job.method.reinforcement is not None
+    assert job.method.reinforcement.grader.type == "text_similarity"
+
+    ended = service.finished(job.id)
+
+    assert ended.status == "succeeded", ended.error
+    rewards = [
+        event.data["train_mean_reward"] for event in service.events(job.id) if "train_loss" in (event.data or {})
+    ]
+    assert len(rewards) == 2
+    assert all(0 <= reward <= 1 for reward in rewards)
+    (row,) = service.results(job.id)
+    assert row["id"] == ended.fine_tuned_model
+    assert row["metrics"]["steps"] == 2

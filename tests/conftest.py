@@ -21,7 +21,7 @@ from app.main import create_app
 from app.queue import get_celery
 from app.settings import get_settings
 from app.storage import get_storage
-from tests import running, tiny
+from tests import hub, running, tiny
 from worker.devices import device_of
 
 
@@ -31,6 +31,7 @@ class SetSettings(Protocol):
     def __call__(self, **values: object) -> None: ...
 
 
+os.environ["HF_HUB_OFFLINE"] = "1"  # read when the library is imported
 LOCAL = ("127.0.0.1", "::1", "localhost")
 
 
@@ -142,8 +143,18 @@ def client(key: str) -> Iterator[TestClient]:
 def service() -> Iterator[running.Service]:
     """All of it as `finetuned up` runs it, with short leases: api, workers, trainers, sweeper as processes."""
     with tempfile.TemporaryDirectory(prefix="ft-") as folder:
-        tiny.make_base(Path(folder) / "models" / "tiny")
-        with running.up(Path(folder), FINETUNED_WEBHOOK_ALLOW="127.0.0.0/8") as service:
+        base = Path(folder) / "models" / "tiny"
+        tiny.make_base(base)
+        with (
+            hub.serving(base, "acme/tiny") as address,
+            running.up(
+                Path(folder),
+                FINETUNED_WEBHOOK_ALLOW="127.0.0.0/8",
+                HF_ENDPOINT=address,
+                HF_HOME=f"{folder}/hub",
+                HF_HUB_OFFLINE="0",
+            ) as service,
+        ):
             yield service
 
 

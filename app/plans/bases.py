@@ -1,6 +1,7 @@
 """What is known of a model before a job: its shape, where its `config.json` can be read from here."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +23,7 @@ class Known:
     """A model, as far as this process can know it."""
 
     base: Base | None
-    """None where no config can be read here, as of a hub model, or where it is too odd to train on."""
+    """None where no config can be had, as of a hub model that the hub does not give, or it is too odd to train on."""
     tokenizer_sha256: str | None
     adapter: RegisteredModel | None
     """Where the model is an adapter, which goes on training as it is."""
@@ -30,19 +31,22 @@ class Known:
     """The `config.json` of the base."""
 
 
-def known(session: Session, project: Project, model: str) -> Known:
-    """Look a model up. Raises `ModelNotFound`, or `InvalidRequest` for a folder that is none."""
+def known(session: Session, project: Project, model: str, *, ask: bool = True) -> Known:
+    """Look a model up. Raises `ModelNotFound`, or `InvalidRequest` for a folder that is none.
+
+    `ask`: the hub, for seconds at worst, of a model that was never here.
+    """
     if not names.is_registered(model):
-        config = catalogue.config_of(model)
-        if config is None:
-            return Known(None, None, None, None)
+        config = catalogue.config_of(model, ask=ask)
+        if config is None or "/" in model:
+            return Known(_base(config), None, None, config)
         return Known(_base(config, catalogue.tensors_of(model)), _tokenizer(model), None, config)
     try:
         row = registry.get(session, project, model)
     except NotFound as error:
         raise ModelNotFound(f"There is no model '{model}' in your registry. GET /v1/models lists yours.") from error
     full = registry.base_of(session, row) if row.kind == "adapter" else row
-    config = _published_config(full) if full is not None else _config_of_base(row.base["id"])
+    config = _published_config(full) if full is not None else _config_of_base(row.base, ask=ask)
     return Known(_base(config), row.base["tokenizer_sha256"], row if row.kind == "adapter" else None, config)
 
 
@@ -66,10 +70,15 @@ def _tokenizer(model: str) -> str:
     return identity.of_tokenizer(get_settings().models / model)[0]
 
 
-def _config_of_base(base: str) -> dict[str, Any] | None:
+def at_commit(base: Mapping[str, str]) -> str:
+    """How a base is asked for again: of a hub model the files that were trained on."""
+    return f"{base['id']}@{base['revision']}" if "/" in base["id"] else base["id"]
+
+
+def _config_of_base(base: Mapping[str, str], *, ask: bool) -> dict[str, Any] | None:
     """Of a base that a result was trained on: it may be gone since."""
     try:
-        return catalogue.config_of(base)
+        return catalogue.config_of(at_commit(base), ask=ask)
     except (ModelNotFound, NotFound):
         return None
 

@@ -76,7 +76,9 @@ def of_request(session: Session, project: Project, request: PlanSpec) -> Planned
 def of_job(session: Session, project: Project, spec: JobSpec, prepared: Prepared) -> Planned | None:
     """Plan a job by what its preparation found; None where its base's shape cannot be known here."""
     try:
-        known = bases.known(session, project, spec.model)
+        hub_model = "/" in spec.model and prepared.parent is None
+        model = bases.at_commit(prepared.base.model_dump()) if hub_model else spec.model
+        known = bases.known(session, project, model)
     except (ModelNotFound, InvalidRequest):  # it is not on this machine
         return None
     if known.base is None or known.base.shape is None:
@@ -90,7 +92,7 @@ def require_room(session: Session, project: Project, spec: JobSpec) -> None:
 
     Raises `InvalidRequest` with what would make it fit. What cannot be known yet is judged once the files are prepared.
     """
-    known = bases.known(session, project, spec.model)
+    known = bases.known(session, project, spec.model, ask=False)
     here = places(session, spec.resources.gpu_memory_gb)
     if not here or known.base is None or known.base.shape is None:
         return
@@ -142,8 +144,8 @@ def require_shape(base: Base | None, model: str) -> Base:
     """Raises `InvalidRequest` for a base whose shape cannot be known here."""
     if base is None:
         raise InvalidRequest(
-            f"This server has no config.json of '{model}' that it can plan by. Put one into a folder of"
-            " FINETUNED_MODELS_DIR (weights are not needed for a plan), and plan for that folder's name.",
+            f"This server has no config.json of '{model}' that it can plan by, and the hub gives it none. Put one into"
+            " a folder of FINETUNED_MODELS_DIR (weights are not needed for a plan), and plan for that folder's name.",
             param="model",
             code="model_not_plannable",
         )

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from app.errors import InvalidRequest, ModelNotFound
-from app.registry import identity, names
+from app.registry import hub, identity, names
 from app.settings import get_settings
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?", re.ASCII)
@@ -49,14 +49,15 @@ def require(model: str) -> None:
         _require_folder(model)
 
 
-def config_of(model: str) -> dict[str, Any] | None:
-    """A base's `config.json`, without a look at its weights; None for a hub model, whose files are with the workers.
+def config_of(model: str, *, ask: bool) -> dict[str, Any] | None:
+    """A base's `config.json`, without a look at its weights; None for a hub model whose config cannot be had.
 
-    Raises `ModelNotFound`, or `InvalidRequest` where there is none that can be read.
+    `ask`: the hub, for one that is not on this disk. Raises `ModelNotFound`, or `InvalidRequest` for a folder where
+    there is none that can be read.
     """
     if "/" in model:
         _require_hub_id(model)
-        return None
+        return hub.config_of(model, ask=ask)
     with _usable(model) as folder:
         return identity.read_config(folder)
 

@@ -92,6 +92,8 @@ class Settings(BaseSettings):
     max_retries: int = 3
     """Failed attempts that are forgiven; a shutdown costs none."""
     retry_delays: tuple[Duration, ...] = (timedelta(seconds=30), timedelta(minutes=2), timedelta(minutes=10))
+    hang_timeout: Duration = timedelta(minutes=10)
+    """For which a trainer may say nothing in its steps, if 20 of its own are not longer; in loading, six times that."""
     stop_grace: Duration = timedelta(seconds=30)
     """From TERM to KILL: the longest step and the time to save a checkpoint."""
     shutdown_grace: Duration = timedelta(seconds=8)

@@ -91,6 +91,10 @@ class Eval(Message, frozen=True):
     ungraded: float | None = None
 
 
+class Evaluating(Message, frozen=True):
+    """An evaluation gets on; said every few seconds while it does."""
+
+
 class Checkpoint(Message, frozen=True):
     """A checkpoint was written and verified; `name` is its folder in WORKDIR/checkpoints, and in WORKDIR/offered."""
 
@@ -124,7 +128,7 @@ class Failed(Message, frozen=True):
     retryable: bool = False
 
 
-AnyMessage = Phase | Shrunk | Probed | Metrics | Eval | Checkpoint | Notice | Done | Stopped | Failed
+AnyMessage = Phase | Shrunk | Probed | Metrics | Eval | Evaluating | Checkpoint | Notice | Done | Stopped | Failed
 
 _decoder = msgspec.json.Decoder(AnyMessage)
 

@@ -140,6 +140,8 @@ class Reporter:
                 batch.measured.append(_evaluation(message, self._progress.get("total_steps")))
             case messages.Notice(level=level, message=text):
                 batch.told.append((level, text))
+            case messages.Evaluating():
+                pass  # heard by who looks whether it hangs
             case messages.Checkpoint() | messages.Done() | messages.Stopped() | messages.Failed():
                 pass  # the registry's row says it, and the attempt's outcome
 

@@ -19,6 +19,7 @@ from app.work.lifecycle import Claim, Who
 from app.work.status import WorkKind
 from worker import fetching, messages, preparing, workspace
 from worker.given import given
+from worker.hanging import Hanging
 from worker.lease import Lease
 from worker.messages import AnyMessage
 from worker.outcomes import Cancelled, Failed, Outcome, Published
@@ -122,17 +123,23 @@ class Slot:
                 if isinstance(message, messages.Metrics) and self.who.device["kind"] == "cuda":
                     self.trainers.stand_by(claim.kind)
 
-            ending = self._attend(claim, folder, lease, hear)
+            hanging = Hanging(get_settings().hang_timeout.total_seconds())
+            ending = self._attend(claim, folder, lease, hear, hanging)
             publisher.is_last_chance = isinstance(ending, Finished | Cancelled | Failed)
         return Published(*publish(folder / "result", storage, origin)) if isinstance(ending, Finished) else ending
 
     def _attend(
-        self, claim: Claim, folder: Path, lease: Lease, hear: Callable[[AnyMessage], None] = lambda _: None
+        self,
+        claim: Claim,
+        folder: Path,
+        lease: Lease,
+        hear: Callable[[AnyMessage], None] = lambda _: None,
+        hanging: Hanging | None = None,
     ) -> Ending:
         """Run a trainer on the folder, and have the next one stand by."""
         child = self.trainers.start(claim.kind, folder)
         try:
-            return attend(child, lease, folder / "trainer.log", hear)
+            return attend(child, lease, folder / "trainer.log", hear, hanging)
         finally:
             child.close()
             self.trainers.stand_by(claim.kind)

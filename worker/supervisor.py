@@ -13,6 +13,7 @@ import msgspec
 
 from app.settings import get_settings
 from worker import messages
+from worker.hanging import Hanging
 from worker.lease import Lease, Wish
 from worker.messages import AnyMessage
 from worker.outcomes import Cancelled, Failed, Interrupted, Paused, TakenOver
@@ -20,6 +21,8 @@ from worker.standby import Child
 
 log = logging.getLogger(__name__)
 
+OUT_OF_MEMORY_COUNTS = (Path("/sys/fs/cgroup/memory.events"), Path("/proc/vmstat"))
+"""`oom_kill` of this container's group and below it, and of the whole machine."""
 LOOK_UP = 0.1
 """Seconds between two looks at the lease while the trainer says nothing."""
 
@@ -32,19 +35,38 @@ class Finished:
 Ending = Finished | Cancelled | Paused | Interrupted | TakenOver | Failed
 
 
-def attend(child: Child, lease: Lease, log_file: Path, hear: Callable[[AnyMessage], None]) -> Ending:
-    """Hear a trainer until it has ended, stopping it when the lease says so. `hear` gets every message."""
+def attend(
+    child: Child, lease: Lease, log_file: Path, hear: Callable[[AnyMessage], None], hanging: Hanging | None = None
+) -> Ending:
+    """Hear a trainer until it has ended, stopping it when the lease says so. `hear` gets every message.
+
+    `hanging`: stops it as well where it says nothing for too long.
+    """
     last: AnyMessage | None = None
     stop = Stop(child)
-    for line in _lines(child, look_up=lambda: _look_up(lease, stop)):
+    killed_before = out_of_memory_kills()
+
+    def look_up() -> None:
+        if (wish := lease.wish) is not None:
+            stop.follow(wish)
+        elif hanging is not None and (silent := hanging.seconds()) is not None:
+            stop.hung(silent)
+
+    for line in _lines(child, look_up=look_up):
         message = _decode(line)
         if message is None:
             continue
+        if hanging is not None:
+            hanging.hear(message)
         hear(message)
         if isinstance(message, messages.Done | messages.Stopped | messages.Failed):
             last = message
     child.process.wait()
-    return _ending(last, child.process.returncode, stop.wish, log_file)
+    ending = _ending(last, child.process.returncode, stop, log_file)
+    if ending is None:
+        by_kernel = out_of_memory_kills() > killed_before
+        return _lost(child.process.returncode, log_file, killed_for_memory=by_kernel and not stop.killed)
+    return ending
 
 
 class Stop:
@@ -54,11 +76,14 @@ class Stop:
         self._child = child
         self._deadline = float("inf")
         self.wish: Wish | None = None
+        self.silent: float | None = None
+        """Seconds for which it said nothing, if that is why it has to end."""
+        self.killed = False
 
     def follow(self, wish: Wish) -> None:
         """Send the signal of a wish once; a claim that is lost meanwhile kills at once."""
         if wish is self.wish:
-            self._kill_when_due()
+            self.kill_when_due()
             return
         self.wish = wish
         settings = get_settings()
@@ -73,19 +98,27 @@ class Stop:
                 self._child.signal(signal.SIGTERM)
                 self._deadline = time.monotonic() + settings.shutdown_grace.total_seconds()
             case Wish.TAKEN_OVER:
-                self._child.signal(signal.SIGKILL)
+                self._kill()
 
-    def _kill_when_due(self) -> None:
+    def hung(self, silent: float) -> None:
+        """It said nothing for so many seconds: TERM, in case it only needs to be woken, and KILL after the grace."""
+        if self.silent is None:
+            log.warning("trainer %d has said nothing for %.0f s; stopping it", self._child.process.pid, silent)
+            self.silent = silent
+            self._child.signal(signal.SIGTERM)
+            self._deadline = time.monotonic() + get_settings().stop_grace.total_seconds()
+        self.kill_when_due()
+
+    def kill_when_due(self) -> None:
+        """Once the grace is over."""
         if time.monotonic() > self._deadline:
             log.warning("trainer %d did not stop within its grace; killing it", self._child.process.pid)
-            self._child.signal(signal.SIGKILL)
+            self._kill()
             self._deadline = float("inf")
 
-
-def _look_up(lease: Lease, stop: Stop) -> None:
-    wish = lease.wish
-    if wish is not None:
-        stop.follow(wish)
+    def _kill(self) -> None:
+        self.killed = True
+        self._child.signal(signal.SIGKILL)
 
 
 def _lines(child: Child, *, look_up: Callable[[], None]) -> Iterator[bytes]:
@@ -116,9 +149,9 @@ def _decode(line: bytes) -> AnyMessage | None:
         return None
 
 
-def _ending(last: AnyMessage | None, returncode: int, wish: Wish | None, log_file: Path) -> Ending:
-    """What an end means: the trainer's own last word if it had one, else what was wished, else that it was lost."""
-    if wish is Wish.TAKEN_OVER:
+def _ending(last: AnyMessage | None, returncode: int, stop: Stop, log_file: Path) -> Ending | None:
+    """What an end means: the trainer's own last word if it had one, else what was wished; None: it was lost."""
+    if stop.wish is Wish.TAKEN_OVER:
         return TakenOver()
     match last:
         case messages.Done() if returncode == 0:
@@ -127,19 +160,47 @@ def _ending(last: AnyMessage | None, returncode: int, wish: Wish | None, log_fil
             return Failed(code, message, param, retryable)
         case _:
             pass
-    if wish is Wish.CANCEL:
-        return Cancelled()
-    if wish is Wish.PAUSE:
-        return Paused()
-    if wish is Wish.SHUTDOWN:
-        return Interrupted()
-    return Failed("worker_lost", _how_it_died(returncode, log_file), retryable=True)
+    match stop.wish:
+        case Wish.CANCEL:
+            return Cancelled()
+        case Wish.PAUSE:
+            return Paused()
+        case Wish.SHUTDOWN:
+            return Interrupted()
+    if stop.silent is not None:
+        told = f"The trainer said nothing for {stop.silent:.0f} s and was stopped.{_last_words(log_file)}"
+        return Failed("hung", told, retryable=True)
+    return None
 
 
-def _how_it_died(returncode: int, log_file: Path) -> str:
+def _lost(returncode: int, log_file: Path, *, killed_for_memory: bool) -> Failed:
+    if returncode == -signal.SIGKILL and killed_for_memory:
+        return Failed(
+            "out_of_host_memory",
+            "The kernel killed the trainer: the worker's machine, or its container, ran out of memory. Try tuning"
+            f" qlora, a smaller max_length, or a larger machine.{_last_words(log_file)}",
+            retryable=True,
+        )
     how = f"was killed by {signal.Signals(-returncode).name}" if returncode < 0 else f"ended with code {returncode}"
+    return Failed("worker_lost", f"The trainer {how} without a word.{_last_words(log_file)}", retryable=True)
+
+
+def _last_words(log_file: Path) -> str:
     tail = last_lines(log_file, 5)
-    return f"The trainer {how} without a word." + (f" Its last lines: {tail}" if tail else "")
+    return f" Its last lines: {tail}" if tail else ""
+
+
+def out_of_memory_kills() -> int:
+    """How often the kernel has killed for want of memory, here or, where it counts by that, in this machine."""
+    return sum(_counted(path) for path in OUT_OF_MEMORY_COUNTS)
+
+
+def _counted(path: Path) -> int:
+    try:
+        lines = path.read_text().splitlines()
+    except OSError:
+        return 0
+    return sum(int(line.split()[1]) for line in lines if line.startswith("oom_kill "))
 
 
 def last_lines(log_file: Path, count: int) -> str:

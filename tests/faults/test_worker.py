@@ -305,3 +305,19 @@ def test_a_trainer_deaf_to_its_cancel_is_killed_after_its_grace(service: Service
 
     assert time.monotonic() - began >= float(SHORT["FINETUNED_STOP_GRACE"])
     assert service.finished(job_id).status == "cancelled"
+
+
+@pytest.mark.long
+def test_a_trainer_that_hangs_is_stopped_and_its_job_goes_on(service: Service, rows: str) -> None:
+    """Case 7: silent for longer than twenty of its own steps, and deaf."""
+    with frozen(worker_of(service)), service.another_worker(9, FINETUNED_HANG_TIMEOUT="10"):
+        job_id = submit(service, rows)
+        wait_for_checkpoint(service, job_id)
+        trainer = service.trainer_of(job_id)
+        assert trainer is not None
+        trainer.suspend()
+        wait_for(lambda: not is_alive(trainer), 60)
+        assert service.finished(job_id).status == "succeeded"
+    hung, *_, last = service.attempts(job_id)
+    assert (hung["outcome"], hung["error"]["code"]) == ("failed", "hung")
+    assert_trained_once(service, job_id, resumed_from=last["resumed_from_step"])

@@ -21,6 +21,8 @@ from worker.training.failures import LossNotFinite
 
 SAVE_INTERVAL = 600.0
 """Seconds between checkpoints where the spec leaves it to us: what a crash may cost at most."""
+SAYING_INTERVAL = 5.0
+"""Seconds between two words during an evaluation."""
 
 
 class NoLongerImproving(Exception):
@@ -36,7 +38,7 @@ class Progress(TrainerCallback):  # type: ignore[misc]  # transformers publishes
         self._checkpoint = checkpoint
         self._tokens_before = checkpoint.tokens if checkpoint else 0
         self._seconds_before = checkpoint.seconds if checkpoint else 0.0
-        self._began_at = self._step_began_at = time.monotonic()
+        self._began_at = self._step_began_at = self._said_at = time.monotonic()
         self._trained_for = 0.0
         self.tokens = self._tokens_before
 
@@ -54,6 +56,14 @@ class Progress(TrainerCallback):  # type: ignore[misc]  # transformers publishes
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """A step's speed leaves out the evaluation and the checkpoint before it."""
         self._step_began_at = time.monotonic()
+
+    def on_prediction_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """An evaluation can take longer than any step."""
+        if time.monotonic() - self._said_at >= SAYING_INTERVAL:
+            self._said_at = time.monotonic()
+            self._report(messages.Evaluating())
 
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, Any], **_: Any

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from pydantic import ValidationError
 from sqlalchemy.orm import Session
 
 from app.db import new_session
@@ -27,11 +28,19 @@ class Given:
     """Of a parent that is an adapter, where its base is a registry model too."""
 
 
+class OfNewerVersion(Exception):
+    """The job asks for something that this worker's version does not know; a newer one will."""
+
+
 def given(claim: Claim) -> Given:
-    """Read from the database, in a transaction of its own."""
+    """Read from the database, in a transaction of its own. Raises `OfNewerVersion`."""
     with new_session() as session, session.begin():
         job = session.get_one(Job, claim.subject)
-        spec = job.current_spec
+        try:
+            spec = job.current_spec
+        except ValidationError as error:
+            fields = {".".join(map(str, one["loc"])) or one["msg"] for one in error.errors(include_url=False)}
+            raise OfNewerVersion("; ".join(sorted(fields))) from error
         given = {"training_file": files.used(session, job.project_id, spec.training_file)}
         if spec.validation_file is not None:
             given["validation_file"] = files.used(session, job.project_id, spec.validation_file)

@@ -70,6 +70,13 @@ class Interrupted:
 
 
 @dataclass(frozen=True, slots=True)
+class PassedOn:
+    """This worker is older than the job, and leaves it to a newer one."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class TakenOver:
     """The lease is lost: another attempt holds the job, and this one may write nothing."""
 
@@ -98,6 +105,7 @@ Outcome = (
     | Cancelled
     | Paused
     | Interrupted
+    | PassedOn
     | TakenOver
     | Failed
 )

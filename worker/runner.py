@@ -18,11 +18,11 @@ from app.storage import Damaged, get_storage
 from app.work.lifecycle import Claim, Who
 from app.work.status import WorkKind
 from worker import fetching, messages, preparing, workspace
-from worker.given import given
+from worker.given import OfNewerVersion, given
 from worker.hanging import Hanging
 from worker.lease import Lease
 from worker.messages import AnyMessage
-from worker.outcomes import Cancelled, Failed, Outcome, Published
+from worker.outcomes import Cancelled, Failed, Outcome, PassedOn, Published
 from worker.publication import CheckpointPublisher, Origin, publish
 from worker.reporter import Reporter
 from worker.settlement import settle
@@ -87,6 +87,8 @@ class Slot:
                     return self._train(claim, folder, lease)
                 case _:
                     assert_never(claim.kind)
+        except OfNewerVersion as error:
+            return PassedOn(f"The worker is older than the job and does not understand all of it: {error}")
         except Damaged as error:
             return Failed("storage_damaged", f"What the job needs is not as it was stored: {error}.", retryable=True)
         except OSError as error:

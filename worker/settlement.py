@@ -41,6 +41,7 @@ from worker.outcomes import (
     FilesPrepared,
     Interrupted,
     Outcome,
+    PassedOn,
     Paused,
     Published,
     Shown,
@@ -102,6 +103,8 @@ def _settle(claim: Claim, outcome: Outcome) -> str | None:
                 moves.requeue(session, claim, outcome="paused")
             case Interrupted():
                 moves.requeue(session, claim)
+            case PassedOn(reason):
+                moves.pass_on(session, claim, reason, delay=_delay(0))
             case Failed(retryable=True) if claim.failed_attempts < get_settings().max_retries:
                 moves.retry(session, claim, outcome.as_error(), delay=_delay(claim.failed_attempts))
             case Failed():

@@ -1,4 +1,7 @@
-"""What is said of a file before it is trained on: the document that preparing writes and `GET …/report` answers."""
+"""What is said of a file before it is trained on: the document that preparing writes and `GET …/report` answers.
+
+Fields that this version does not know are ignored: a newer one may have written it.
+"""
 
 from typing import Any, Literal
 
@@ -14,7 +17,7 @@ LISTED = 20
 class Part(BaseModel):
     """A piece of a report."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True)
 
 
 class Bin(Part):

@@ -183,6 +183,17 @@ def requeue(session: Session, holder: Claim, *, outcome: str = "interrupted") ->
     _hand_back(session, holder, wish)
 
 
+def pass_on(session: Session, holder: Claim, reason: str, *, delay: timedelta) -> None:
+    """Leave a job to another worker than the one that has it, and cannot do it."""
+    wish = _wish_for(session, holder)
+    if wish is Desired.CANCEL:
+        stop(session, holder)
+        return
+    work.requeue(session, holder, outcome="passed_on", delay=delay)
+    events.tell(session, holder.subject, f"{reason}. It waits for a newer worker", level="warn")
+    _hand_back(session, holder, wish)
+
+
 def stop(session: Session, holder: Claim) -> None:
     """The worker heard the wish to cancel, and has ended the attempt."""
     work.stop(session, holder)

@@ -4,10 +4,13 @@ import json
 from difflib import get_close_matches
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, model_validator
 from pydantic_core import PydanticCustomError
 
 Text = Annotated[str, Field(min_length=1, max_length=256, pattern=r"^[^\x00-\x1f\x7f]*$")]
+
+OF_ANY_VERSION = {"of": "any version"}
+"""The context in which a stored spec is read for what is known of it, and not to train by it."""
 
 
 class SpecPart(BaseModel):
@@ -17,8 +20,10 @@ class SpecPart(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def unknown_fields_name_the_nearest(cls, given: Any) -> Any:
-        """Refuse a misspelt field with the name that was probably meant."""
+    def unknown_fields_name_the_nearest(cls, given: Any, info: ValidationInfo) -> Any:
+        """Refuse a misspelt field with the name that was probably meant; not in what another version has written."""
+        if isinstance(given, dict) and info.context is OF_ANY_VERSION:
+            return {name: value for name, value in given.items() if name in cls.model_fields}
         if isinstance(given, dict):
             for name in given:
                 if name not in cls.model_fields:

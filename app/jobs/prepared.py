@@ -1,4 +1,7 @@
-"""What preparing a job found: the facts that resolve its spec, and the rows as the trainer will see them."""
+"""What preparing a job found: the facts that resolve its spec, and the rows as the trainer will see them.
+
+Fields that this version does not know are ignored: a newer one may have prepared the job.
+"""
 
 from typing import Literal
 
@@ -10,7 +13,7 @@ from app.files.report import PreparedFile, Resolved
 class BaseIdentity(BaseModel):
     """What a base model is, by hashes; `app/registry/identity.py` computes it."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True)
 
     id: str = Field(description="A folder's name in the models directory, or a hub id; never a path.")
     revision: str = Field(
@@ -27,7 +30,7 @@ class Parent(BaseModel):
     Where it is an adapter on a full model of the registry, that one's files are in `WORKDIR/base`.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True)
 
     id: str
     kind: Literal["adapter", "full"]
@@ -37,7 +40,7 @@ class Parent(BaseModel):
 class Prepared(BaseModel):
     """The whole of it: `WORKDIR/prepared.json`, and a JSONB column of the job."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True)
 
     base: BaseIdentity
     parent: Parent | None = None

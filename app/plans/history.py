@@ -8,6 +8,7 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from app.jobs.models import Job
+from app.jobs.parts import OF_ANY_VERSION
 from app.jobs.spec import JobSpec
 from app.planning.duration import Measured, Work
 from app.planning.hardware import GIB
@@ -37,7 +38,7 @@ def measured(session: Session) -> dict[str, list[Measured]]:
     found = defaultdict[str, list[Measured]](list)
     for queue, numbers, packing_saves, model in session.execute(rows):
         if (seconds := _seconds(model.metrics)) > 0:
-            work = _work(JobSpec.model_validate(numbers), packing_saves or 0.0, model)
+            work = _work(JobSpec.model_validate(numbers, context=OF_ANY_VERSION), packing_saves or 0.0, model)
             found[queue].append(Measured(work, seconds))
     return found
 

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from app.jobs.parts import OF_ANY_VERSION
 from app.jobs.prepared import BaseIdentity
 from app.jobs.spec import JobSpec
 from app.storage import Storage
@@ -15,7 +16,7 @@ from app.storage import Storage
 class PublishedFile(BaseModel):
     """One file of a result."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True)
 
     name: str
     bytes: int
@@ -25,7 +26,7 @@ class PublishedFile(BaseModel):
 class TrainingFile(BaseModel):
     """What a result was trained on."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True)
 
     id: str
     sha256: str
@@ -34,7 +35,7 @@ class TrainingFile(BaseModel):
 class Evaluated(BaseModel):
     """A step, and what an evaluation on the validation rows found."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True)
 
     step: int
     eval_loss: float | None = Field(description="None where the step was not evaluated.")
@@ -80,7 +81,7 @@ class TrainingReport(BaseModel):
 class Manifest(BaseModel):
     """A result, whole."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True)
 
     id: str
     project_id: str
@@ -119,7 +120,7 @@ def newest_whole(storage: Storage, job_id: str) -> Manifest | None:
         document = storage.read_manifest(key)
         if document is None:
             continue
-        manifest = Manifest.model_validate(document)
+        manifest = Manifest.model_validate(document, context=OF_ANY_VERSION)
         if is_whole(manifest, storage):
             return manifest
     return None

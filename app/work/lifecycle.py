@@ -101,9 +101,9 @@ def retry(session: Session, holder: Claim, error: dict[str, Any], *, delay: time
     _end_attempt(session, holder, outcome, error)
 
 
-def requeue(session: Session, holder: Claim, *, outcome: str) -> None:
-    """Running → queued, unharmed and uncounted: its worker is shutting down, or a pause was wished."""
-    _move(session, holder, WorkStatus.QUEUED, available_at=func.now())
+def requeue(session: Session, holder: Claim, *, outcome: str, delay: timedelta = timedelta()) -> None:
+    """Running → queued, unharmed and uncounted: its worker is shutting down or too old, or a pause was wished."""
+    _move(session, holder, WorkStatus.QUEUED, available_at=func.now() + delay)
     _end_attempt(session, holder, outcome)
 
 

@@ -57,7 +57,7 @@ class Attempt(Base):
     started_at: Mapped[Time] = mapped_column(server_default=func.now())
     ended_at: Mapped[Time | None]
     outcome: Mapped[str | None]
-    """How it ended: `succeeded`, `failed`, `cancelled`, `paused`, `interrupted` or `lease_expired`."""
+    """How it ended: `succeeded`, `failed`, `cancelled`, `paused`, `interrupted`, `passed_on` or `lease_expired`."""
     error: Mapped[dict[str, Any] | None]
     resumed_from_step: Mapped[int | None]
 

@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 TUNING ?= qlora
 
-.PHONY: setup check test test-all test-gpu examples demo bench bench-api bench-data clean-demo
+.PHONY: setup check test test-all faults test-gpu examples demo bench bench-api bench-data clean-demo
 
 setup: .venv/.ready
 
@@ -27,6 +27,11 @@ test: setup
 # With what installs more than `make setup` does, the stock clients in their versions, and with what takes longer.
 test-all: setup
 	$(BIN)/pytest
+
+# The table of faults: who dies, who lies, and what came of it. A wrong clock needs libfaketime, and a compiler for it.
+faults: setup
+	-$(BIN)/pip install --quiet --disable-pip-version-check libfaketime
+	$(BIN)/python -m pytest -n 2 --dist loadfile -p tests.fault_table -m fault
 
 test-gpu: setup
 	$(BIN)/pytest -m gpu

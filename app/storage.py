@@ -116,13 +116,14 @@ class Storage:
             return self.commit(incoming)
 
     def read(self, sha256: str, *, size: int | None = None) -> Iterator[bytes]:
-        """The bytes of a blob, in chunks.
+        """The bytes of a blob, in chunks, verified as they are read.
 
-        Raises `Damaged` before the first chunk is asked for, where there is none, or none of that many bytes.
+        Raises `Damaged` before the first chunk is asked for, where there is none, or none of that many bytes; and
+        before the last one where they are not what the digest says: damaged bytes never arrive whole.
         """
         if size is not None:
             self.require(sha256, size)
-        return _chunks(self.open(sha256))
+        return _verified(self.open(sha256), sha256)
 
     def open(self, sha256: str) -> BinaryIO:
         """A blob as a file that can be read anywhere in it. Raises `Damaged` where there is none."""
@@ -133,13 +134,9 @@ class Storage:
 
     def fetch(self, sha256: str, target: Path) -> None:
         """Copy a blob to a local file, verified on arrival. Raises `Damaged`."""
-        digest = hashlib.sha256()
         with target.open("wb") as file:
             for chunk in self.read(sha256):
-                digest.update(chunk)
                 file.write(chunk)
-        if digest.hexdigest() != sha256:
-            raise Damaged(f"blob {sha256} has other bytes than its digest says")
 
     def has(self, sha256: str, size: int) -> bool:
         """Whether the blob is there, with that many bytes."""
@@ -152,6 +149,15 @@ class Storage:
         """Raises `Damaged` unless the blob is there, with that many bytes."""
         if not self.has(sha256, size):
             raise Damaged(f"blob {sha256} is gone, or has lost bytes")
+
+    def problem(self, sha256: str, size: int) -> str | None:
+        """What is wrong with a blob, all of which is read; None where nothing is."""
+        try:
+            for _ in self.read(sha256, size=size):
+                pass
+        except Damaged as error:
+            return str(error)
+        return None
 
     def delete(self, sha256: str) -> None:
         """Forget a blob; fine if it is gone already."""
@@ -209,10 +215,18 @@ class Storage:
             self._files.put_file(str(source), target)
 
 
-def _chunks(file: BinaryIO) -> Iterator[bytes]:
+def _verified(file: BinaryIO, sha256: str) -> Iterator[bytes]:
+    digest, held = hashlib.sha256(), b""
     with file:
         while chunk := file.read(CHUNK):
-            yield chunk
+            digest.update(chunk)
+            if held:
+                yield held
+            held = chunk
+    if digest.hexdigest() != sha256:
+        raise Damaged(f"blob {sha256} has other bytes than its digest says")
+    if held:
+        yield held
 
 
 def blob_key(sha256: str) -> str:

@@ -25,6 +25,7 @@ COMMANDS = {
     "files": "files:app",
     "models": "models:models",
     "download": "models:download",
+    "verify": "models:verify",
     "keys": "keys:app",
     "api": "api:api",
     "worker": "parts:worker",

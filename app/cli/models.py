@@ -49,6 +49,23 @@ def download(
     print(fetch(client, client.get(f"/v1/registry/models/{model}"), to))
 
 
+def verify(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A result or a checkpoint.")], as_json: AsJson = False
+) -> None:
+    """Have the server read all bytes of a model, and say whether they are what was published."""
+    found = connected().get(f"/v1/registry/models/{model}/verify")
+    damaged = [file for file in found["files"] if file["problem"] is not None]
+    if as_json:
+        print(json.dumps(found))
+    elif not damaged:
+        print(f"{found['model']}: {len(found['files'])} files, every byte as it was published")
+    if damaged:
+        told = "; ".join(f"{file['name']}: {file['problem']}" for file in damaged)
+        raise CommandFailed(
+            f"'{found['model']}' is damaged: {told}. Restore its blobs from a backup, or train it again."
+        )
+
+
 def fetch(client: Client, entry: dict[str, Any], to: Path) -> Path:
     """A registry's model as a folder in a folder, every byte checked. Raises `CommandFailed`."""
     try:

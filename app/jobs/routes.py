@@ -6,6 +6,7 @@ from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
 
 from app import queue
 from app.errors import InvalidRequest
+from app.failpoints import failpoint
 from app.http import (
     CONDITIONAL,
     After,
@@ -84,6 +85,8 @@ def create_job(
     """Queue a fine-tuning job; a request that a client repeats because the answer was lost makes no second one."""
     with session.begin():
         job = service.submit(session, caller, request, repeat)
+        failpoint("before_commit")
+    failpoint("after_commit_before_ring")
     queue.ring(queue.PREPARE)  # a doorbell: hands to a thread, never waits, may be lost
     return answer(JobRead.of(job))
 

@@ -13,7 +13,15 @@ from app.errors import InvalidRequest
 from app.http import After, CallerDep, ListRead, SessionDep, answer, content_of, limit_query, list_of
 from app.registry import catalogue, names, service, tar
 from app.registry.manifest import PublishedFile
-from app.registry.schemas import ModelDeleted, ModelList, ModelRead, RegisteredModelRead, base_read, result_read
+from app.registry.schemas import (
+    ModelDeleted,
+    ModelList,
+    ModelRead,
+    RegisteredModelRead,
+    VerificationRead,
+    base_read,
+    result_read,
+)
 from app.storage import get_storage
 
 router = APIRouter(prefix="/v1", tags=["models"])
@@ -97,6 +105,16 @@ def download_registered_model(model: ResultId, caller: CallerDep, session: Sessi
         media_type="application/x-tar",
         headers={"content-disposition": f'attachment; filename="{folder}.tar"'},
     )
+
+
+@router.get("/registry/models/{model}/verify")
+def verify_registered_model(model: ResultId, caller: CallerDep, session: SessionDep) -> VerificationRead:
+    """Read all bytes of a result, and say of each file whether they are what was published."""
+    with session.begin():
+        row = service.get(session, caller, model)
+    storage = get_storage()
+    files = [PublishedFile.model_validate(file) for file in row.files]
+    return VerificationRead.of(row.id, {file.name: storage.problem(file.sha256, file.bytes) for file in files})
 
 
 @router.get("/registry/models/{model}")

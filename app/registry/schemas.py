@@ -51,6 +51,29 @@ def result_read(result: RegisteredModel | Entry) -> ModelRead:
     return ModelRead(id=result.id, created=int(result.created_at.timestamp()), owned_by=result.project_id)
 
 
+class VerifiedFile(BaseModel):
+    """A file, and what is wrong with it."""
+
+    name: str
+    problem: str | None
+    """Null where it is what was published, to the byte."""
+
+
+class VerificationRead(BaseModel):
+    """Whether the storage still has what was published."""
+
+    model: str
+    object: Literal["registry.verification"] = "registry.verification"
+    ok: bool
+    files: list[VerifiedFile]
+
+    @classmethod
+    def of(cls, model: str, problems: dict[str, str | None]) -> Self:
+        """`problems`: by the files' names."""
+        files = [VerifiedFile(name=name, problem=problem) for name, problem in problems.items()]
+        return cls(model=model, ok=all(file.problem is None for file in files), files=files)
+
+
 class RegisteredModelRead(BaseModel):
     """Everything the registry knows of a result."""
 

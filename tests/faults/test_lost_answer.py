@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 
 import openai
+import pytest
 
 from tests import tiny
 from tests.running import Service
@@ -64,6 +65,7 @@ def lossy(service: Service, lost: int) -> Iterator[tuple[openai.OpenAI, LossyPro
             yield client, proxy
 
 
+@pytest.mark.fault(33)
 def test_a_create_whose_answers_are_lost_makes_one_job(service: Service) -> None:
     """The client sends no key; it says that it repeats itself, and that is enough."""
     rows = service.upload(tiny.chat_rows(8))

@@ -88,6 +88,7 @@ def assert_trained_once(service: Service, job_id: str, *, resumed_from: int, ste
     assert result["metrics"]["steps"] == steps
 
 
+@pytest.mark.fault(1, 2)
 @pytest.mark.parametrize("victim", ["main process", pytest.param("pool child", marks=pytest.mark.long)])
 def test_a_job_survives_its_killed_worker_and_goes_on_from_its_last_checkpoint(
     service: Service, rows: str, victim: str
@@ -112,6 +113,7 @@ def test_a_job_survives_its_killed_worker_and_goes_on_from_its_last_checkpoint(
     assert_trained_once(service, job_id, resumed_from=second["resumed_from_step"])
 
 
+@pytest.mark.fault(3)
 def test_a_killed_trainer_is_replaced_at_once_by_the_same_worker(service: Service, rows: str) -> None:
     """Cases 3 and 4: a SIGKILL, a segmentation fault, the kernel short of memory, all look alike from outside."""
     worker = worker_of(service)
@@ -134,6 +136,7 @@ def test_a_killed_trainer_is_replaced_at_once_by_the_same_worker(service: Servic
     assert is_alive(child)
 
 
+@pytest.mark.fault(27, 28)
 def test_a_running_job_is_cancelled_within_one_step(service: Service, rows: str) -> None:
     """Cases 27 and 28: cancelled twice is cancelled, and what has succeeded cannot be cancelled any more."""
     client = service.client()
@@ -158,6 +161,7 @@ def test_a_running_job_is_cancelled_within_one_step(service: Service, rows: str)
     assert service.results(job_id) == []
 
 
+@pytest.mark.fault(27)
 def test_a_succeeded_job_cannot_be_cancelled(service: Service, rows: str) -> None:
     """Case 27."""
     job_id = submit(service, rows, max_steps=1)
@@ -169,6 +173,7 @@ def test_a_succeeded_job_cannot_be_cancelled(service: Service, rows: str) -> Non
     assert status_of(service, job_id) == "succeeded"
 
 
+@pytest.mark.fault(31)
 def test_a_worker_told_to_end_hands_its_job_on_with_no_step_lost(service: Service, rows: str) -> None:
     """Case 31: a rolling restart."""
     worker = worker_of(service)
@@ -189,6 +194,7 @@ def test_a_worker_told_to_end_hands_its_job_on_with_no_step_lost(service: Servic
     assert counted == [(0,), (0,)]
 
 
+@pytest.mark.fault(23)
 @pytest.mark.parametrize("place", ["after_manifest", pytest.param("before_success", marks=pytest.mark.long)])
 def test_a_published_result_is_registered_by_the_next_worker_and_not_trained_again(
     service: Service, rows: str, place: str
@@ -212,6 +218,7 @@ def test_a_published_result_is_registered_by_the_next_worker_and_not_trained_aga
     assert len(service.results(job_id)) == 1
 
 
+@pytest.mark.fault(11, 17)
 def test_a_job_whose_ring_was_lost_is_rung_for_again(service: Service, rows: str) -> None:
     """Cases 11 and 17: the message popped by a worker that dies with it, and the broker emptied."""
     preparing = wait_for(lambda: service.part("worker.main", "--queue prepare"))
@@ -239,6 +246,7 @@ def rings_sent(broker: Any, *, since: int) -> bool:
     return int(rung["calls"]) > since
 
 
+@pytest.mark.fault(32)
 def test_a_job_that_kills_every_trainer_is_failed_and_the_next_one_succeeds(service: Service, rows: str) -> None:
     """Case 32."""
     worker = worker_of(service)
@@ -263,6 +271,7 @@ def test_a_job_that_kills_every_trainer_is_failed_and_the_next_one_succeeds(serv
     assert is_alive(child)
 
 
+@pytest.mark.fault(8, 9)
 def test_a_worker_that_wakes_after_its_lease_writes_nothing_and_stops_its_trainer(service: Service, rows: str) -> None:
     """Cases 8 and 9: worker and trainer stop as a paused machine's would; the trainer wakes first, and trains on."""
     steps = 3 * STEPS
@@ -291,6 +300,7 @@ def second_attempt_resumed_from(service: Service, job_id: str) -> int | None:
     return attempts[1]["resumed_from_step"] if len(attempts) == 2 else None
 
 
+@pytest.mark.fault(29)
 def test_a_trainer_deaf_to_its_cancel_is_killed_after_its_grace(service: Service, rows: str) -> None:
     """Case 29."""
     job_id = submit(service, rows)
@@ -307,6 +317,7 @@ def test_a_trainer_deaf_to_its_cancel_is_killed_after_its_grace(service: Service
     assert service.finished(job_id).status == "cancelled"
 
 
+@pytest.mark.fault(7)
 @pytest.mark.long
 def test_a_trainer_that_hangs_is_stopped_and_its_job_goes_on(service: Service, rows: str) -> None:
     """Case 7: silent for longer than twenty of its own steps, and deaf."""

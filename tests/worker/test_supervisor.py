@@ -54,6 +54,7 @@ def ending(script: str, log_file: Path, patience: float) -> object:
         return attend(made, LEASE, log_file, lambda _: None, Hanging(patience))
 
 
+@pytest.mark.fault(7)
 @pytest.mark.parametrize("deaf", ["", "signal.signal(signal.SIGTERM, signal.SIG_IGN)"], ids=["", "deaf"])
 def test_a_trainer_that_says_nothing_any_more_is_stopped(tmp_path: Path, set_settings: SetSettings, deaf: str) -> None:
     set_settings(stop_grace=0.5)
@@ -79,6 +80,7 @@ def test_loading_may_be_silent_for_longer(tmp_path: Path) -> None:
     assert isinstance(ending(loading, tmp_path / "trainer.log", 0.5), Finished)
 
 
+@pytest.mark.fault(4)
 def test_a_signal_of_nobody_s_is_a_loss(tmp_path: Path) -> None:
     found = ending("os.kill(os.getpid(), signal.SIGSEGV)", tmp_path / "trainer.log", 60)
     assert isinstance(found, Failed)
@@ -102,6 +104,7 @@ def small_group() -> Iterator[Path]:
     group.rmdir()
 
 
+@pytest.mark.fault(5)
 def test_what_the_kernel_kills_for_memory_is_said_to_be_that(small_group: Path, tmp_path: Path) -> None:
     script = f"open('{small_group / 'cgroup.procs'}', 'w').write(str(os.getpid())); b'x' * 10**9"
     found = ending(script, tmp_path / "trainer.log", 60)

@@ -68,6 +68,8 @@ def test_a_job_is_written_submitted_watched_and_downloaded(service: Service, tmp
     assert str(job.fine_tuned_model) in listed
     out, _ = finetuned(service, "download", str(job.fine_tuned_model), "--to", str(tmp_path / "models"))
     assert (Path(out.strip()) / "adapter_model.safetensors").is_file()
+    out, _ = finetuned(service, "verify", str(job.fine_tuned_model))
+    assert out.rstrip().endswith("every byte as it was published")
     table, _ = finetuned(service, "jobs", "--status", "succeeded", "-n", "1")
     assert job_id in table
     assert "2/2, loss" in table

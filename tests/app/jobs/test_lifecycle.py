@@ -141,6 +141,7 @@ WISHES: dict[str, tuple[Callable[[Session, Job], Job], Callable[[Session, Claim]
 """By the status that jobs shall have: what a user wishes, and what a worker does that has heard it."""
 
 
+@pytest.mark.fault(26)
 @pytest.mark.parametrize(
     ("status", "races"),
     [

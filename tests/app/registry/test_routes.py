@@ -160,6 +160,39 @@ def test_what_the_storage_has_lost_is_told_before_a_download_begins(
     assert lost in error["message"]
 
 
+@pytest.mark.fault(25)
+@pytest.mark.parametrize("path", ["download", "files/adapter_model.safetensors"])
+def test_a_flipped_byte_is_found_and_never_served(
+    client: TestClient, session: Session, project: Project, tmp_path: Path, path: str
+) -> None:
+    result = make_result(session, project, tmp_path / "result")
+    url = f"/v1/registry/models/{result.id}"
+    fine = client.get(f"{url}/verify").json()
+    assert (fine["ok"], {file["problem"] for file in fine["files"]}) == (True, {None})
+    with session.begin():
+        row = service.get(session, project, result.id)
+        (flipped,) = (file["sha256"] for file in row.files if file["name"] == "adapter_model.safetensors")
+    storage = get_storage()
+    weights = bytearray(b"".join(storage.read(flipped)))
+    weights[len(weights) // 2] ^= 1
+    place = storage._path(blob_key(flipped))
+    with storage._files.open(place, "wb") as file:
+        file.write(weights)
+    try:
+        found = client.get(f"{url}/verify").json()
+        with pytest.raises(RuntimeError, match="response already started"):  # over a network it breaks off
+            client.get(f"{url}/{path}")
+    finally:
+        weights[len(weights) // 2] ^= 1  # other results are of the same bytes
+        with storage._files.open(place, "wb") as file:
+            file.write(weights)
+
+    problems = {file["name"]: file["problem"] for file in found["files"] if file["problem"]}
+    assert not found["ok"]
+    assert list(problems) == ["adapter_model.safetensors"]
+    assert flipped in problems["adapter_model.safetensors"]
+
+
 @pytest.mark.parametrize("base", ["Qwen2.5-7B_it", "模型", 'a"b c'])
 def test_a_download_can_be_named_after_any_base(
     client: TestClient, session: Session, project: Project, tmp_path: Path, base: str

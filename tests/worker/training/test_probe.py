@@ -118,6 +118,7 @@ def test_a_job_is_probed_before_its_first_step_and_not_where_it_goes_on(make_job
     assert not [message for message in gone_on if isinstance(message, messages.Probed)]
 
 
+@pytest.mark.fault(6)
 def test_what_does_not_fit_fails_with_what_would_or_shrinks_until_it_does(
     make_job: MakeJob, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

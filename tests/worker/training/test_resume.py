@@ -35,6 +35,7 @@ def test_an_empty_checkpoint_does_not_hide_the_whole_one_before_it(tmp_path: Pat
     assert {path.name for path in tmp_path.iterdir()} == {"checkpoint-100", "torn-checkpoint-200-0"}
 
 
+@pytest.mark.fault(24)
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "missing", "no manifest", "half a manifest"])
 def test_a_torn_checkpoint_is_never_trusted(tmp_path: Path, damage: str) -> None:
     whole, torn = _write(tmp_path, 100), _write(tmp_path, 200).path

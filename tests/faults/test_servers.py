@@ -50,7 +50,7 @@ def took(*posts: Any) -> float:
 @contextmanager
 def another_api(service: Service, **environment: str) -> Iterator[tuple[str, psutil.Process]]:
     """One more api beside that of `up`, and its address."""
-    model = part(service, "app.cli", "api")
+    model = part(service, "app.cli.api")
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     process = psutil.Popen(

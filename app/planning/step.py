@@ -182,6 +182,8 @@ class TrainingSetup:
     """Gradients lie there twice, the second time in the buckets of DistributedDataParallel."""
     reference: bool = False
     """A copy of the base lies beside it, which does not move."""
+    copies_adapter: bool = False
+    """The same of an adapter."""
     generated: int = 0
     """Sequences that are generated side by side before a step, up to `length` tokens."""
     prompt_length: int = 0

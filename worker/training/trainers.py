@@ -66,7 +66,7 @@ def build(
         given["peft_config"] = configs.lora_config(spec, tuning, whole, tied=tied)
         if tuning.init_lora_weights is not True:
             given = _adapted(spec, given, began=work_dir / "checkpoints" / initial.FILE)
-    trainer = _of_method(
+    trainer = of_method(
         spec,
         machine,
         work_dir / "checkpoints",
@@ -88,9 +88,10 @@ def build(
     return trainer
 
 
-def _of_method(
-    spec: JobSpec, machine: Device, checkpoints: Path, given: dict[str, Any], parent: Path | None
+def of_method(
+    spec: JobSpec, machine: Device, checkpoints: Path, given: dict[str, Any], parent: Path | None = None
 ) -> Trainer:
+    """TRL's trainer of the method, from what all of them take."""
     match spec.hyperparameters:
         case DpoHyperparameters() as own:
             args = configs.dpo_config(spec, own, machine, checkpoints)

@@ -18,7 +18,8 @@ from app.planning.step import ModelShape
 from tests import tiny
 from tests.worker.training.conftest import MakeJob
 from tests.worker.training.counted import count
-from worker.training.fake_step import Habits, NoDryRun, dry_run
+from worker.training.fake_model import Habits
+from worker.training.fake_step import Rows, dry_run
 
 Precision = Literal["fp32", "bf16"]
 LONG = {"messages": [{"role": "user", "content": "Which colour? " * 12}, {"role": "assistant", "content": "Red. " * 9}]}
@@ -117,7 +118,7 @@ def test_the_dry_run_takes_what_a_step_of_the_trainer_takes(
     live, spec, machine = count(work_dir, families / case.family)
 
     shutil.copy(families / case.family / "config.json", tmp_path / "config.json")
-    found = dry_run(tmp_path, spec, Device("cpu", machine.precision), padded=case.ragged)
+    found = dry_run(tmp_path, spec, Device("cpu", machine.precision), rows=Rows(padded=case.ragged))
     assert found.train.total == pytest.approx(live.peak, rel=0.002), found
     # The loss is the highest here, so the rest of the step is held to the same on its own.
     real = {moment: sum(parts.values()) for moment, parts in live.highest.items()}
@@ -234,10 +235,3 @@ def test_transformers_own_loss_holds_every_logit_three_times_in_fp32() -> None:
         found = dry_run(tiny.config_of("llama", SHAPE), spec, BF16, habits=habits).train
         assert found.moment == "loss"
         assert found.loss == pytest.approx(width * logits, rel=0.02)
-
-
-def test_a_method_whose_step_is_not_known_is_refused_by_its_name() -> None:
-    spec = spec_of({"type": "lora"})
-    dpo = JobSpec.model_validate({**spec.model_dump(mode="json"), "method": {"type": "dpo"}})
-    with pytest.raises(NoDryRun, match=r"method\.type.*not dpo"):
-        dry_run(tiny.config_of("llama", SHAPE), dpo, BF16)

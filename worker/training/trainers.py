@@ -26,7 +26,7 @@ from app.jobs.methods import (
     RewardHyperparameters,
     SimpoHyperparameters,
 )
-from app.jobs.spec import JobSpec, LoraTuning, QloraTuning, resolved
+from app.jobs.spec import JobSpec, LoraTuning, resolved
 from app.planning import setups
 from worker.training import configs, data, initial, model
 from worker.training.device import Device
@@ -74,7 +74,7 @@ def build(
         parent,
     )
     trainer.remove_callback(PrinterCallback)  # it prints to standard output, where the messages go by hand
-    if isinstance(tuning, QloraTuning) or (tuning is not None and tuning.modules_to_save):
+    if tuning is not None:
         model.keep_adapter_in_fp32(trainer.model)
     if parent is not None:
         model.go_on_from(trainer.model, parent)

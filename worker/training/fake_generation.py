@@ -1,5 +1,6 @@
 """Answers of a fake model, as TRL has transformers generate them: the prompts at once, and the last token."""
 
+import inspect
 from typing import Any
 
 import torch
@@ -19,18 +20,21 @@ def generate(trained: torch.nn.Module, spec: JobSpec, sequences: int, live: Live
     prompt = max(1, length - resolved(own.max_completion_length))
     base = base_of(trained)
     cache = DynamicCache(config=base.config)
+    takes = inspect.signature(type(base).forward).parameters
+    its = {"cache" if "cache" in takes else "past_key_values": cache}  # transformers 5.24 renames it family by family
 
     def next_of(tokens: int, seen: int) -> None:
         ids = torch.empty((sequences, tokens), dtype=torch.long)
         mask = torch.empty((sequences, seen), dtype=torch.long) if padded else None
-        made = base(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        made = base(input_ids=ids, attention_mask=mask, **its, use_cache=True, logits_to_keep=1)
         _sample(made.logits, own)
 
     next_of(prompt, prompt)
     for layer in cache.layers:
+        seen = min(length, getattr(layer, "sliding_window", length)) - 1
         for name in ("keys", "values"):
             _, heads, _, width = getattr(layer, name).shape
-            setattr(layer, name, getattr(layer, name).new_empty((sequences, heads, length - 1, width)))
+            setattr(layer, name, getattr(layer, name).new_empty((sequences, heads, seen, width)))
             live.count(getattr(layer, name), "cache")
     next_of(1, length)
 

@@ -75,8 +75,9 @@ def states_of(optimizer: Any) -> list[torch.Tensor]:
 
 
 def labelled(prepared: Path) -> float:
-    """Share of the tokens that have a label."""
+    """Share of the tokens of a batch that have a label, rows filled up to the longest."""
     rows = data.rows_of(prepared)
     names = [name for name in ("labels", "rejected_labels") if name in rows.column_names]
-    labels = [label for name in names for row in rows[name] for label in row]
-    return sum(label != IGNORED for label in labels) / len(labels)
+    sequences = [labels for name in names for labels in rows[name]]
+    found = sum(label != IGNORED for labels in sequences for label in labels)
+    return found / (len(sequences) * max(map(len, sequences)))

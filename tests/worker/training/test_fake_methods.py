@@ -8,7 +8,12 @@ from typing import Any, Literal
 import pytest
 import torch
 
-from app.planning.setups import Device
+from app.jobs.spec import JobSpec
+from app.planning import recipes
+from app.planning.memory import estimate
+from app.planning.recipes import Facts
+from app.planning.setups import Device, setup_of, written
+from app.planning.step import ModelShape
 from tests import tiny
 from tests.worker.training.conftest import MakeJob
 from tests.worker.training.counted import count, labelled
@@ -74,7 +79,7 @@ def test_the_dry_run_takes_what_a_step_of_the_method_takes(
     live, spec, machine = count(work_dir, wide)
 
     shutil.copy(wide / "config.json", tmp_path / "config.json")
-    share = labelled(work_dir / "train.arrow") if case.method != "reinforcement" else 48 / spec_length(spec)
+    share = labelled(work_dir / "train.arrow") if case.method != "reinforcement" else written(spec)
     found = dry_run(tmp_path, spec, Device("cpu", machine.precision), rows=Rows(padded=False, labelled=share))
     assert found.train.total == pytest.approx(live.peak, rel=0.03), (found, live.highest)
     real = {moment: sum(parts.values()) for moment, parts in live.highest.items()}
@@ -82,5 +87,21 @@ def test_the_dry_run_takes_what_a_step_of_the_method_takes(
     assert found.train.by_moment["optimizer"] == pytest.approx(real["optimizer"], rel=0.03)
 
 
-def spec_length(spec: Any) -> int:
-    return int(spec.hyperparameters.max_length)
+LLAMA_1B = ModelShape(2048, 16, 32, 8, 64, 8192, 128256, tied_embeddings=True)
+BF16 = Device("cuda", "bf16")
+
+
+@pytest.mark.parametrize("checkpointing", [True, False])
+@pytest.mark.parametrize("tuning", TUNINGS)
+@pytest.mark.parametrize("method", ["dpo", "kto", "orpo", "simpo", "reward", "reinforcement"])
+@pytest.mark.long
+def test_the_formula_knows_what_it_finds_of_a_real_shape(method: str, tuning: str, checkpointing: bool) -> None:
+    facts = Facts(longest_row=512, hidden_size=2048, model_type="llama", context_length=512, device="cuda")
+    own = {**BRIEF, "max_completion_length": 256, "beta": 0.1} if method == "reinforcement" else {}
+    numbers = {"per_device_train_batch_size": 2, **own, "gradient_checkpointing": checkpointing}
+    block = {"hyperparameters": numbers} | ({"grader": tiny.GRADER} if own else {})
+    body = {"model": "m", "training_file": "f", "seed": 0, "tuning": {"type": tuning}}
+    spec = recipes.resolve(JobSpec.model_validate({**body, "method": {"type": method, method: block}}), facts)
+    found = dry_run(tiny.config_of("llama", LLAMA_1B), spec, BF16).train
+    said = estimate(LLAMA_1B, setup_of(spec, LLAMA_1B, BF16))
+    assert said.total == pytest.approx(max(found.by_moment.values()), rel=0.06), (said, found)

@@ -224,7 +224,7 @@ def _loss_forward(shape: ModelShape, setup: TrainingSetup) -> float:
     """Of a loss without gradients."""
     tokens = setup.micro_batch * setup.length * setup.loss_rows
     if setup.loss_tile is None:
-        return tokens * shape.vocab_size * 8.0  # logits in fp32, and their log-probabilities
+        return tokens * shape.vocab_size * setup.forward_logit_bytes
     rows, columns = min(tokens, setup.loss_tile[0]), setup.loss_tile[1]
     copies = min(setup.tile_copies, 2) * 4.0 * min(columns, shape.vocab_size)  # in fp32, and as probabilities
     return rows * (BYTES[setup.compute] * columns + copies)

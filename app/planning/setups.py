@@ -113,6 +113,8 @@ def setup_of(spec: JobSpec, shape: ModelShape, device: Device) -> TrainingSetup:
         loss_tile=None if method in LOGIT_BYTES else LOSS_TILE[device.kind],
         tile_copies=0 if device.kind == "cuda" else TILE_COPIES,
         loss_bytes=LOGIT_BYTES.get(method, FULL_LOSS),
+        # SimPO has no likelihood, so no log-probabilities of all tokens: logits, and their copy in fp32.
+        forward_logit_bytes=(6.0 if device.precision == "bf16" else 4.0) if method == "simpo" else 8.0,
         reference=tuning.type == "full" and has_reference(spec),
         copies_adapter=copies_adapter(spec),
         loss_rows=written(spec),

@@ -157,6 +157,8 @@ class TrainingSetup:
     """One layer makes all three, so that its whole output stays as long as the values do."""
     loss_bytes: float = FULL_LOSS
     """A logit, at the worst moment."""
+    forward_logit_bytes: float = 8.0
+    """The same of a loss without gradients: logits in fp32, and their log-probabilities."""
     kept_logit_bytes: float = 0.0
     """A logit that somebody holds while the loss is differentiated: its 2 bytes, or 4 where they were made fp32."""
     loss_rows: float = 1.0

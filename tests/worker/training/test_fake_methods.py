@@ -92,8 +92,7 @@ LLAMA_1B = ModelShape(2048, 16, 32, 8, 64, 8192, 128256, tied_embeddings=True)
 BF16 = Device("cuda", "bf16")
 
 
-@pytest.mark.parametrize("checkpointing", [True, False])
-@pytest.mark.parametrize("tuning", TUNINGS)
+@pytest.mark.parametrize(("tuning", "checkpointing"), [("full", False), ("qlora", True)])
 @pytest.mark.parametrize("method", ["dpo", "kto", "orpo", "simpo", "reward", "reinforcement"])
 @pytest.mark.long
 def test_the_formula_knows_what_it_finds_of_a_real_shape(method: str, tuning: str, checkpointing: bool) -> None:

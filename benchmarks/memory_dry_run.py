@@ -21,7 +21,8 @@ from app.planning.recipes import Facts
 from app.planning.setups import Device
 from app.planning.step import FULL_LOSS, ModelShape, Role, TrainingSetup
 from tests import tiny
-from worker.training.fake_step import Habits, dry_run
+from worker.training.fake_model import Habits
+from worker.training.fake_step import Rows, dry_run
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 FAMILIES = {"gemma-2": "gemma2", "gemma": "gemma", "qwen": "qwen2", "mistral": "mistral", "phi-3": "phi3"}
@@ -54,7 +55,7 @@ def of_row(row: Mapping[str, str], shape: ModelShape, setup: TrainingSetup) -> M
         holds_logits=row["framework"].startswith("PEFT"),  # its loop; transformers' trainer lets them go
     )
     padded = setup.micro_batch > 1 and "flash" not in row["attention_impl"].lower()
-    found = dry_run(config, spec, Device("cuda", "bf16"), padded=padded, habits=habits).train
+    found = dry_run(config, spec, Device("cuda", "bf16"), rows=Rows(padded=padded), habits=habits).train
     return replace(
         found,
         slack=found.slack if setup.reserved else 0.0,

@@ -7,9 +7,20 @@ from app.planning.step import BYTES, ModelShape, Role, TrainingSetup
 
 
 def stream(setup: TrainingSetup) -> float:
-    """Bytes a number of what goes from block to block: under autocast what the embeddings have."""
+    """Bytes a number of what goes from block to block: under autocast what the embeddings have.
+
+    PEFT's DoRA leaves what a 4-bit layer makes in the type of its magnitude under CUDA's autocast, and that layer may
+    be one that adds to it.
+    """
     wide = setup.weights == "fp32" or (setup.trains_embeddings and setup.trained == "fp32")
+    wide = wide or (setup.use_dora and setup.shares_inputs and not setup.targets.isdisjoint(("o", "down")))
     return 4.0 if setup.autocast and wide else BYTES[setup.compute]
+
+
+def made(setup: TrainingSetup) -> float:
+    """Bytes a number of what a block's linear layers make: 4-bit ones give it the type of their input."""
+    four_bits = setup.weights in ("nf4", "nf4_double")
+    return stream(setup) if four_bits else BYTES[setup.compute]
 
 
 def boundary(shape: ModelShape, setup: TrainingSetup) -> float:
@@ -53,7 +64,7 @@ def of_block(shape: ModelShape, setup: TrainingSetup) -> float:
 
 def _mlp(shape: ModelShape, setup: TrainingSetup) -> float:
     compute = BYTES[setup.compute]
-    width = shape.intermediate_size * compute
+    width = shape.intermediate_size * made(setup)
     opens: tuple[Role, ...] = ("gate", "up") if shape.gated_mlp else ("up",)
     # Compiled, the activation is computed again; the product is not, where a weight's gradient needs it.
     each = (3 if shape.gated_mlp and not setup.compiled else len(opens)) * width + _input(shape, setup, ("down",))
@@ -86,24 +97,23 @@ def _adapters(shape: ModelShape, setup: TrainingSetup, roles: tuple[Role, ...], 
     if not hit:
         return 0.0
     computed = compute if setup.autocast else max(compute, BYTES[setup.trained])
+    given = compute if roles[0] == "o" else made(setup)  # attention computes in 16 bits whatever it is given
     adapters = len(hit) * setup.rank * (compute if setup.autocast else BYTES[setup.trained])
     if setup.use_dora:  # the gradient of the magnitude needs what the layer and the adapter made
-        adapters += sum(shape.linear(role)[1] for role in hit) * (compute + computed)
+        adapters += sum(shape.linear(role)[1] for role in hit) * (given + computed)
     inputs = 1 if setup.fused_qkv and roles[0] == "q" else len(hit)
     if setup.dropout:  # for each its own: what is left, and the mask
         return adapters + inputs * width * (computed + setup.mask_bytes)
-    if (
-        BYTES[setup.trained] > compute and not setup.shares_inputs
-    ):  # PEFT gives adapters their input in their own type: a copy for each
+    # PEFT gives adapters their input in their own type, or autocast in 16 bits: a copy for each.
+    if given > compute or (BYTES[setup.trained] > compute and not setup.shares_inputs):
         return adapters + inputs * width * computed
     return adapters + (0.0 if already else width * compute)
 
 
 def gradients_of_block(shape: ModelShape, setup: TrainingSetup) -> float:
     """Bytes a token while a block is differentiated: gradients of the MLP's middle, and of the residual."""
-    compute = BYTES[setup.compute]
     middle = shape.intermediate_size * (3 if shape.gated_mlp else 2) * max(1, shape.experts_per_token)
-    return middle * compute + 2 * shape.hidden_size * stream(setup)
+    return middle * made(setup) + 2 * shape.hidden_size * stream(setup)
 
 
 def mask(setup: TrainingSetup) -> float:

@@ -10,18 +10,27 @@ from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict
 
+from app.jobs.methods import ReinforcementHyperparameters
 from app.jobs.spec import JobSpec, LoraTuning, resolved
 from app.planning import recipes
 from app.planning.memory import MemoryEstimate
 from app.planning.recipes import Facts
 from app.planning.setups import Device
 
-METHODS = ("supervised", "continued_pretraining")
-"""Whose step it knows: TRL's on given answers and on texts, which is the same."""
-VERSION = 1
+VERSION = 2
 """Counts up when the same question comes to another answer: what is kept fits no more."""
 COUNTED = ("per_device_train_batch_size", "max_length", "packing", "optim", "gradient_checkpointing")
-"""Hyperparameters that move bytes; of the accumulation only whether there is any does."""
+"""Hyperparameters that move bytes; of the accumulation only whether there is any does, but where answers are generated
+for a whole step.
+"""
+OF_GENERATION = ("batch_size", "num_generations", "max_completion_length", "top_p", "beta")
+ANY_GRADER = {
+    "type": "string_check",
+    "name": "-",
+    "operation": "eq",
+    "input": "{{sample.output_text}}",
+    "reference": "-",
+}
 
 
 class Asked(BaseModel):
@@ -59,17 +68,21 @@ class DryRun:
 def _bare(spec: JobSpec, facts: Facts) -> JobSpec:
     """With its own numbers where they move bytes, and a recipe's elsewhere."""
     given, method = spec.hyperparameters, spec.method.type
-    rows, accumulation = (
-        resolved(given.per_device_train_batch_size),
-        min(2, resolved(given.gradient_accumulation_steps)),
-    )
+    rows, accumulation = resolved(given.per_device_train_batch_size), resolved(given.gradient_accumulation_steps)
     numbers = {name: getattr(given, name) for name in COUNTED}
-    numbers |= {"gradient_accumulation_steps": accumulation, "batch_size": rows * accumulation}
+    block: dict[str, Any] = {"hyperparameters": numbers}
+    if isinstance(given, ReinforcementHyperparameters):
+        numbers |= {"gradient_accumulation_steps": accumulation}
+        numbers |= {name: getattr(given, name) for name in OF_GENERATION}
+        block["grader"] = ANY_GRADER
+    else:
+        accumulation = min(2, accumulation)
+        numbers |= {"gradient_accumulation_steps": accumulation, "batch_size": rows * accumulation}
     tuning = spec.tuning.model_dump(mode="json")
     if isinstance(spec.tuning, LoraTuning):
         tuning |= {"loraplus_lr_ratio": None}
     body = {"model": "-", "training_file": "-", "seed": 0, "tuning": tuning}
-    bare = JobSpec.model_validate({**body, "method": {"type": method, method: {"hyperparameters": numbers}}})
+    bare = JobSpec.model_validate({**body, "method": {"type": method, method: block}})
     length = resolved(given.max_length)
     return recipes.resolve(
         bare,

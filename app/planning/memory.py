@@ -40,7 +40,7 @@ class MemoryEstimate:
     slack: float = 0.0
     context: float = 0.0
     reference: float = 0.0
-    """The copy of the base that a full model is compared with."""
+    """What the model is compared with: a copy of a full one, or of an adapter that did not begin as nothing."""
     cache: float = 0.0
     """Keys and values of what is generated."""
     by_moment: dict[str, float] = field(default_factory=dict)
@@ -77,8 +77,9 @@ def estimate(shape: ModelShape, setup: TrainingSetup) -> MemoryEstimate:
     kept += mask / BYTES[setup.compute]
     ends = tokens * activations.ends(shape, setup)
     again = block if setup.checkpointing else 0.0
+    norms = activations.norms_of_dora(shape, setup)
     working = tokens * activations.gradients_of_block(shape, setup) + _unpacked(shape, setup)
-    working = gathered + max(working, activations.norms_of_dora(shape, setup))
+    working = gathered + max(working, norms if setup.checkpointing else 0.0)
     logits = tokens * setup.loss_rows * shape.vocab_size * setup.kept_logit_bytes
 
     moments: dict[Moment, dict[str, float]] = {
@@ -86,7 +87,7 @@ def estimate(shape: ModelShape, setup: TrainingSetup) -> MemoryEstimate:
             "gradients": gradients if setup.accumulates else 0.0,
             "activations": kept + ends + copies["forward"],
             "loss": min(_loss_forward(shape, setup), _loss(shape, setup)),
-            "temporary": gathered,
+            "temporary": gathered + norms,  # of the last block
         },
         "loss": {
             "gradients": gradients if setup.accumulates else 0.0,
@@ -139,12 +140,23 @@ def _held(shape: ModelShape, setup: TrainingSetup) -> dict[str, float]:
     weights, constants = _weights(shape, setup)
     held = {
         "weights": weights,
-        "reference": weights if setup.reference else 0.0,
+        "reference": weights if setup.reference else _copied_adapter(shape, setup),
         "quantization": constants,
         "adapter": 0.0 if setup.tuning == "full" else trained * BYTES[setup.trained],
         "optimizer": 0.0 if setup.states_in_host_memory else _states(shape, setup, trained),
     }
     return {name: size / setup.shards for name, size in held.items()}
+
+
+def _copied_adapter(shape: ModelShape, setup: TrainingSetup) -> float:
+    """Of modules that are trained whole it has copies in the base's own type."""
+    if not setup.copies_adapter:
+        return 0.0
+    matrices = trained_params(
+        shape, replace(setup, trains_embeddings=False, trains_head=False, saved_params=0, scores=False)
+    )
+    whole = trained_params(shape, setup) - matrices
+    return matrices * BYTES[setup.trained] + whole * (4.0 if setup.weights == "fp32" else 2.0)
 
 
 def evaluation(shape: ModelShape, setup: TrainingSetup) -> float:
@@ -155,7 +167,8 @@ def evaluation(shape: ModelShape, setup: TrainingSetup) -> float:
     compute, tokens = BYTES[setup.compute], setup.micro_batch * setup.length
     middle = shape.intermediate_size * (3 if shape.gated_mlp else 2) * max(1, shape.experts_per_token)
     # Residual, the normed input, and the MLP's middle; or before the first block two norms' copies in fp32.
-    block = tokens * (middle * compute + 2 * shape.hidden_size * activations.stream(setup))
+    block = tokens * (middle * activations.made(setup) + 2 * shape.hidden_size * activations.stream(setup))
+    block = max(block, activations.norms_of_dora(shape, setup))
     loss = 0.0 if setup.scores else _loss_forward(shape, setup)
     copies = 0.0
     if setup.tuning == "full" and setup.autocast and setup.weights == "fp32":  # each is kept until the batch is over
@@ -188,7 +201,9 @@ def _generating(shape: ModelShape, setup: TrainingSetup, sequences: int) -> dict
     if setup.targets and BYTES[setup.trained] > compute:
         wide = 2 * BYTES[setup.trained] * max(shape.linear(role)[1] for role in setup.targets if role != "head")
     prompts = (
-        sequences * setup.prompt_length * (middle * compute + 4 * shape.hidden_size * activations.stream(setup) + wide)
+        sequences
+        * setup.prompt_length
+        * (middle * activations.made(setup) + 4 * shape.hidden_size * activations.stream(setup) + wide)
     )
     filled = cache * setup.prompt_length / setup.length
     if filled + prompts > cache + appended:
@@ -209,7 +224,7 @@ def _loss_forward(shape: ModelShape, setup: TrainingSetup) -> float:
     """Of a loss without gradients."""
     tokens = setup.micro_batch * setup.length * setup.loss_rows
     if setup.loss_tile is None:
-        return tokens * shape.vocab_size * 8.0  # logits in fp32, and their log-probabilities
+        return tokens * shape.vocab_size * setup.forward_logit_bytes
     rows, columns = min(tokens, setup.loss_tile[0]), setup.loss_tile[1]
     copies = min(setup.tile_copies, 2) * 4.0 * min(columns, shape.vocab_size)  # in fp32, and as probabilities
     return rows * (BYTES[setup.compute] * columns + copies)
@@ -269,7 +284,8 @@ def _copies(shape: ModelShape, setup: TrainingSetup) -> dict[Moment, float]:
     """Of weights in 16 bits, under autocast over weights of 32.
 
     Each call of a layer makes one, which the graph holds where nothing is computed again. Of trained weights autocast
-    holds it itself, until the forward ends, and no second call makes another (PyTorch's `autocast_mode.cpp`).
+    holds it itself, until the forward ends, and no second call makes another (PyTorch's `autocast_mode.cpp`). It does
+    so for the reference too, which TRL computes after the model; of answers before it.
     """
     if not setup.autocast or setup.weights != "fp32":
         return {"forward": 0.0, "loss": 0.0, "last block": 0.0, "first block": 0.0}
@@ -279,8 +295,11 @@ def _copies(shape: ModelShape, setup: TrainingSetup) -> dict[Moment, float]:
     if setup.loss_tile is None and not setup.scores:
         head = shape.vocabulary_params * 2.0 * (1 if setup.moves_vocabulary else setup.head_calls)
     held = 0.0 if setup.checkpointing else all_blocks
+    forward = all_blocks if setup.tuning == "full" else held
+    if setup.reference and not setup.generated:
+        forward = held + all_blocks
     return {
-        "forward": (all_blocks if setup.tuning == "full" else held) + head,
+        "forward": forward + head,
         "loss": held + head,
         "last block": held or block,
         "first block": block,

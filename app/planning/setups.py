@@ -30,6 +30,8 @@ PAIRS = ("dpo", "orpo", "simpo", "reward")
 """Methods of which a row is two sequences in one batch."""
 REFERENCED = ("dpo", "kto")
 """Methods that compare with the model before training; `reinforcement` does so where it has a beta."""
+WITHOUT_DROPOUT = (*PAIRS, "kto")
+"""Methods whose trainers turn it off, whatever `lora_dropout` says: TRL's `disable_dropout` is theirs by default."""
 LOGIT_BYTES = {"orpo": 18.0, "simpo": 16.0}
 """A logit, for methods whose trainers (`trl.experimental`) compute all at once: in fp32, as accelerate hands them out,
 with three gradients of that size on their way through slices; and for ORPO's likelihood half of them once more."""
@@ -99,7 +101,7 @@ def setup_of(spec: JobSpec, shape: ModelShape, device: Device) -> TrainingSetup:
         **_saved(tuning, shape),
         rank=resolved(tuning.r) if isinstance(tuning, LoraTuning) else 0,
         targets=targets_of(tuning, shape) if isinstance(tuning, LoraTuning) else frozenset(),
-        dropout=isinstance(tuning, LoraTuning) and tuning.lora_dropout > 0,
+        dropout=isinstance(tuning, LoraTuning) and tuning.lora_dropout > 0 and method not in WITHOUT_DROPOUT,
         mask_bytes=1.0 if device.kind == "cuda" else 4.0,
         use_dora=isinstance(tuning, LoraTuning) and tuning.use_dora,
         checkpointing=bool(given.gradient_checkpointing),
@@ -111,7 +113,11 @@ def setup_of(spec: JobSpec, shape: ModelShape, device: Device) -> TrainingSetup:
         loss_tile=None if method in LOGIT_BYTES else LOSS_TILE[device.kind],
         tile_copies=0 if device.kind == "cuda" else TILE_COPIES,
         loss_bytes=LOGIT_BYTES.get(method, FULL_LOSS),
-        reference=tuning.type == "full" and has_reference(spec),  # an adapter is turned off to be its own
+        # SimPO has no likelihood, so no log-probabilities of all tokens: logits, and their copy in fp32.
+        forward_logit_bytes=(6.0 if device.precision == "bf16" else 4.0) if method == "simpo" else 8.0,
+        reference=tuning.type == "full" and has_reference(spec),
+        copies_adapter=copies_adapter(spec),
+        loss_rows=written(spec),
         generated=generated_at_once(spec),
         prompt_length=_prompt_length(spec),
         scores=method == "reward",
@@ -122,6 +128,23 @@ def has_reference(spec: JobSpec) -> bool:
     """Whether a resolved spec compares with the model before training."""
     own = spec.hyperparameters
     return spec.method.type in REFERENCED or (isinstance(own, ReinforcementHyperparameters) and own.beta != 0)
+
+
+def copies_adapter(spec: JobSpec) -> bool:
+    """Whether the reference is a copy of the adapter, as TRL makes one of an adapter that it is given.
+
+    It is given those that begin as a part of the base. A new one that begins as nothing is turned off instead.
+    """
+    tuning = spec.tuning
+    return isinstance(tuning, LoraTuning) and tuning.init_lora_weights is not True and has_reference(spec)
+
+
+def written(spec: JobSpec) -> float:
+    """Share of the tokens that may be trained on: all, but of answers to prompts those that the model wrote itself."""
+    own = spec.hyperparameters
+    if not isinstance(own, ReinforcementHyperparameters):
+        return 1.0
+    return resolved(own.max_completion_length) / resolved(own.max_length)
 
 
 def generated_at_once(spec: JobSpec) -> int:

@@ -157,6 +157,8 @@ class TrainingSetup:
     """One layer makes all three, so that its whole output stays as long as the values do."""
     loss_bytes: float = FULL_LOSS
     """A logit, at the worst moment."""
+    forward_logit_bytes: float = 8.0
+    """The same of a loss without gradients: logits in fp32, and their log-probabilities."""
     kept_logit_bytes: float = 0.0
     """A logit that somebody holds while the loss is differentiated: its 2 bytes, or 4 where they were made fp32."""
     loss_rows: float = 1.0
@@ -182,6 +184,8 @@ class TrainingSetup:
     """Gradients lie there twice, the second time in the buckets of DistributedDataParallel."""
     reference: bool = False
     """A copy of the base lies beside it, which does not move."""
+    copies_adapter: bool = False
+    """The same of an adapter."""
     generated: int = 0
     """Sequences that are generated side by side before a step, up to `length` tokens."""
     prompt_length: int = 0

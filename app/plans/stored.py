@@ -16,7 +16,7 @@ from app.auth import Project
 from app.db import new_id
 from app.errors import NotFound
 from app.jobs.models import Job
-from app.planning.dry_runs import METHODS, Asked, DryRun
+from app.planning.dry_runs import Asked, DryRun
 from app.plans import history
 from app.plans.models import StoredDryRun, StoredPlan
 from app.plans.schemas import DryRunRead, PlanRead
@@ -95,8 +95,6 @@ def _dry_run(session: Session, project: Project, planned: Planned, *, priority: 
     plan = planned.plan
     if not get_settings().dry_runs:
         return "FINETUNED_DRY_RUNS is off."
-    if plan.resolved.method.type not in METHODS:
-        return f"A dry run knows {' and '.join(METHODS)}, not {plan.resolved.method.type}."
     question = Asked.of(planned.config, plan.resolved, plan.facts, plan.chosen.place.device)
     key = question.key
     made = session.get(StoredDryRun, key)

@@ -26,7 +26,7 @@ from app.jobs.methods import (
     RewardHyperparameters,
     SimpoHyperparameters,
 )
-from app.jobs.spec import JobSpec, LoraTuning, QloraTuning, resolved
+from app.jobs.spec import JobSpec, LoraTuning, resolved
 from app.planning import setups
 from worker.training import configs, data, initial, model
 from worker.training.device import Device
@@ -66,7 +66,7 @@ def build(
         given["peft_config"] = configs.lora_config(spec, tuning, whole, tied=tied)
         if tuning.init_lora_weights is not True:
             given = _adapted(spec, given, began=work_dir / "checkpoints" / initial.FILE)
-    trainer = _of_method(
+    trainer = of_method(
         spec,
         machine,
         work_dir / "checkpoints",
@@ -74,7 +74,7 @@ def build(
         parent,
     )
     trainer.remove_callback(PrinterCallback)  # it prints to standard output, where the messages go by hand
-    if isinstance(tuning, QloraTuning) or (tuning is not None and tuning.modules_to_save):
+    if tuning is not None:
         model.keep_adapter_in_fp32(trainer.model)
     if parent is not None:
         model.go_on_from(trainer.model, parent)
@@ -88,9 +88,10 @@ def build(
     return trainer
 
 
-def _of_method(
-    spec: JobSpec, machine: Device, checkpoints: Path, given: dict[str, Any], parent: Path | None
+def of_method(
+    spec: JobSpec, machine: Device, checkpoints: Path, given: dict[str, Any], parent: Path | None = None
 ) -> Trainer:
+    """TRL's trainer of the method, from what all of them take."""
     match spec.hyperparameters:
         case DpoHyperparameters() as own:
             args = configs.dpo_config(spec, own, machine, checkpoints)

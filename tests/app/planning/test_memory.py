@@ -8,7 +8,11 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
+from app.jobs.spec import JobSpec
+from app.planning import recipes
 from app.planning.memory import estimate
+from app.planning.recipes import Facts
+from app.planning.setups import Device, setup_of
 from app.planning.step import ModelShape, Role, TrainingSetup, trained_params
 from tests import tiny
 
@@ -127,3 +131,25 @@ def test_full_fine_tuning_takes_sixteen_bytes_a_parameter_and_copies() -> None:
 def test_what_is_said_to_save_memory_does(better: str, options: dict[str, Any]) -> None:
     setup = replace(lora(64), micro_batch=4)
     assert estimate(LLAMA_3_8B, replace(setup, **options)).total < estimate(LLAMA_3_8B, setup).total
+
+
+def of(method: str, **tuning: Any) -> TrainingSetup:
+    block = {"grader": tiny.GRADER} if method == "reinforcement" else {}
+    asked = {"method": {"type": method, method: block}, "tuning": {"type": "lora", **tuning}}
+    body = {"model": "m", "training_file": "f", **asked}
+    facts = Facts(longest_row=512, hidden_size=4096, model_type="llama", context_length=8192, device="cuda")
+    return setup_of(recipes.resolve(JobSpec.model_validate(body), facts), LLAMA_3_8B, Device("cuda", "bf16"))
+
+
+@pytest.mark.parametrize(("method", "copies"), [("dpo", 1), ("kto", 1), ("orpo", 0)])
+def test_an_adapter_that_begins_as_a_part_of_the_base_is_compared_with_a_copy(method: str, copies: int) -> None:
+    saved = {"modules_to_save": ["embed_tokens"]}
+    begun, as_nothing = (estimate(LLAMA_3_8B, of(method, init_lora_weights=how, **saved)) for how in ("pissa", True))
+    vocabulary = LLAMA_3_8B.vocabulary_params
+    assert begun.reference == copies * (4 * 41_943_040 + 2 * vocabulary)  # whole modules in the base's own type
+    assert begun.total == pytest.approx(as_nothing.total + begun.reference, rel=1e-6)
+
+
+def test_trainers_that_turn_dropout_off_keep_no_masks() -> None:
+    for method, drops in (("supervised", True), ("reinforcement", True), ("dpo", False), ("reward", False)):
+        assert of(method, lora_dropout=0.1).dropout is drops

@@ -125,8 +125,6 @@ def test_a_dry_run_that_cannot_be_made_leaves_the_formula(client: TestClient, se
 def test_where_none_is_made_the_plan_says_why(
     client: TestClient, session: Session, llama: str, set_settings: SetSettings
 ) -> None:
-    dpo = plan(client, llama, method={"type": "dpo"})["dry_run"]
-    assert (dpo["status"], "not dpo" in dpo["reason"]) == ("unavailable", True)
     set_settings(dry_runs=False)
     off = plan(client, llama)["dry_run"]
     assert (off["status"], "FINETUNED_DRY_RUNS" in off["reason"]) == ("unavailable", True)

@@ -24,7 +24,7 @@ NOT_OURS = (
     "ignore:`gradient_checkpointing_kwargs` is deprecated:FutureWarning",
     # TRL and PEFT ask a model for the old name of the same.
     "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning",
-    "ignore:`gradient_checkpointing_enable` is deprecated:FutureWarning",
+    "ignore:`gradient_checkpointing_(en|dis)able` is deprecated:FutureWarning",
 )
 
 Heard = Callable[[AnyMessage, StopRequest], None]

@@ -7,8 +7,9 @@ import torch
 from transformers import TrainerCallback
 
 from app.jobs.spec import JobSpec
-from worker.training import device, model, trainers
+from worker.training import data, device, model, trainers
 from worker.training.device import Device
+from worker.training.labels import IGNORED
 from worker.training.live import LiveStorages
 
 
@@ -71,3 +72,12 @@ def held_by(model: torch.nn.Module) -> list[torch.Tensor]:
 def states_of(optimizer: Any) -> list[torch.Tensor]:
     """The optimizer's tensors."""
     return [value for state in optimizer.state.values() for value in state.values() if torch.is_tensor(value)]
+
+
+def labelled(prepared: Path) -> float:
+    """Share of the tokens of a batch that have a label, rows filled up to the longest."""
+    rows = data.rows_of(prepared)
+    names = [name for name in ("labels", "rejected_labels") if name in rows.column_names]
+    sequences = [labels for name in names for labels in rows[name]]
+    found = sum(label != IGNORED for labels in sequences for label in labels)
+    return found / (len(sequences) * max(map(len, sequences)))

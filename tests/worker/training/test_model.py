@@ -16,7 +16,7 @@ from app.jobs.spec import JobSpec
 from app.planning.recipes import FULL, width_factor
 from app.planning.step import ModelShape
 from tests import tiny
-from worker.training import configs, model
+from worker.training import configs, model, trainers
 from worker.training.device import Device
 from worker.training.failures import BaseChanged, TargetModulesUnusable
 
@@ -90,6 +90,18 @@ def test_a_qlora_base_is_in_4_bits_and_its_adapter_in_fp32(make_job: Any, run: A
     assert {weight.dtype for weight in adapter.values()} == {torch.float32}
     # Trained in bf16 and saved in fp32 it would survive the way through bf16.
     assert any(not torch.equal(weight.bfloat16().float(), weight) for weight in adapter.values())
+
+
+def test_a_reward_model_s_new_layer_is_trained_in_fp32(make_job: Any, bases: Path) -> None:
+    """PEFT trains it beside the adapter, in the type that the base has."""
+    pair = {"prompt": "Which colour?", "chosen": "Red.", "rejected": "Tan."}
+    work_dir = make_job("lora", rows=[pair] * 8, method="reward")
+    spec = JobSpec.model_validate_json((work_dir / "job.json").read_text())
+    in_bf16 = Device("cpu", "cpu", "bf16", "sdpa")
+    trained = trainers.build(work_dir, spec, in_bf16, *model.load(bases / "tiny", spec, in_bf16)).model
+    moving = {name: one.dtype for name, one in trained.named_parameters() if one.requires_grad}
+    assert any("score" in name for name in moving)
+    assert set(moving.values()) == {torch.float32}
 
 
 def test_4_bit_weights_count_as_what_they_hold(bases: Path) -> None:

@@ -15,9 +15,8 @@ from app.planning.setups import Device, setup_of
 from app.planning.shapes import shape_of
 from tests import tiny
 from tests.worker.training.conftest import MakeJob
-from tests.worker.training.counted import count, held_by, states_of
-from worker.training import data, device, model, trainers
-from worker.training.labels import IGNORED
+from tests.worker.training.counted import count, held_by, labelled, states_of
+from worker.training import device, model, trainers
 from worker.training.live import LiveStorages
 
 Precision = Literal["fp32", "bf16"]
@@ -149,14 +148,6 @@ def counted_and_found(
     if setup.loss_tile is not None:
         setup = replace(setup, loss_rows=labelled(work_dir / "train.arrow"))
     return live.peak, estimate(shape, setup)
-
-
-def labelled(prepared: Path) -> float:
-    """Share of the tokens that have a label."""
-    rows = data.rows_of(prepared)
-    names = [name for name in ("labels", "rejected_labels") if name in rows.column_names]
-    labels = [label for name in names for row in rows[name] for label in row]
-    return sum(label != IGNORED for label in labels) / len(labels)
 
 
 @pytest.mark.parametrize("precision", ["bf16", pytest.param("fp32", marks=pytest.mark.long)])

@@ -98,8 +98,11 @@ class Settings(BaseSettings):
     """From TERM to KILL: the longest step and the time to save a checkpoint."""
     shutdown_grace: Duration = timedelta(seconds=8)
     """The same while the worker itself shuts down; `finetuned up` promises to end within 20 s."""
+    checkpoint_grace: Duration = timedelta(minutes=5)
+    """How long a paused or failed attempt waits for its last checkpoint to be stored, for whichever worker comes next.
+    """
     scratch_retention: Duration = timedelta(days=1)
-    """How long logs, and checkpoints of cancelled jobs, stay on the machine that trained."""
+    """How long logs stay on the machine that trained, and checkpoints of cancelled jobs there and in the storage."""
     standby: bool = True
     """Keep one trainer started ahead, its imports done; without, it starts when files are being prepared."""
 

@@ -10,7 +10,7 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from functools import lru_cache
@@ -95,11 +95,14 @@ class Storage:
                 if time.time() - path.stat().st_mtime > age.total_seconds():
                     path.unlink()
 
-    def commit(self, incoming: Incoming) -> Blob:
-        """Make what has come a blob; the same bytes are kept once."""
+    def commit(self, incoming: Incoming, *, anew: bool = False) -> Blob:
+        """Make what has come a blob; the same bytes are kept once.
+
+        `anew`: over the blob that is there, which was found damaged.
+        """
         incoming.sync()
         blob = Blob(incoming.sha256, incoming.bytes)
-        self._place(incoming.path, blob_key(blob.sha256), size=blob.bytes)
+        self._place(incoming.path, blob_key(blob.sha256), size=None if anew else blob.bytes)
         return blob
 
     def put_file(self, path: Path) -> Blob:
@@ -132,10 +135,14 @@ class Storage:
         except FileNotFoundError as error:
             raise Damaged(f"blob {sha256} is gone") from error
 
-    def fetch(self, sha256: str, target: Path) -> None:
-        """Copy a blob to a local file, verified on arrival. Raises `Damaged`."""
+    def fetch(self, sha256: str, target: Path, *, meanwhile: Callable[[], None] = lambda: None) -> None:
+        """Copy a blob to a local file, verified on arrival. Raises `Damaged`.
+
+        `meanwhile` is called at each chunk; what it raises ends the copy.
+        """
         with target.open("wb") as file:
             for chunk in self.read(sha256):
+                meanwhile()
                 file.write(chunk)
 
     def has(self, sha256: str, size: int) -> bool:
@@ -175,14 +182,17 @@ class Storage:
             self._place(incoming.path, key, size=None)
         return hashlib.sha256(content).hexdigest()
 
-    def read_manifest(self, key: str) -> dict[str, Any] | None:
-        """The document at a key, or None."""
+    def read_manifest(self, key: str, *, sha256: str | None = None) -> dict[str, Any] | None:
+        """The document at a key, or None. Raises `Damaged` where it is not the one of that digest."""
         try:
             with self._files.open(self._path(key), "rb") as file:
-                document: dict[str, Any] = json.loads(file.read())
-                return document
+                content = file.read()
         except FileNotFoundError:
             return None
+        if sha256 is not None and hashlib.sha256(content).hexdigest() != sha256:
+            raise Damaged(f"manifest {key} has other bytes than its digest says")
+        document: dict[str, Any] = json.loads(content)
+        return document
 
     def delete_manifest(self, key: str) -> None:
         """Forget a document; fine if it is gone already."""

@@ -17,12 +17,12 @@ from app.settings import get_settings
 from app.storage import Damaged, get_storage
 from app.work.lifecycle import Claim, Who
 from app.work.status import WorkKind
-from worker import fetching, messages, preparing, workspace
+from worker import checkpoints, fetching, messages, preparing, resuming, workspace
 from worker.given import OfNewerVersion, given
 from worker.hanging import Hanging
 from worker.lease import Lease
 from worker.messages import AnyMessage
-from worker.outcomes import Cancelled, Failed, Outcome, PassedOn, Published
+from worker.outcomes import Cancelled, Failed, Interrupted, Outcome, PassedOn, Paused, Published
 from worker.publication import CheckpointPublisher, Origin, publish
 from worker.reporter import Reporter
 from worker.settlement import settle
@@ -30,6 +30,7 @@ from worker.shutdown import shutting_down
 from worker.standby import Trainers
 from worker.supervisor import Ending, Finished, attend
 from worker.trainer_log import LogShipper
+from worker.uploading import CheckpointUploader
 
 log = logging.getLogger(__name__)
 
@@ -112,15 +113,23 @@ class Slot:
             workspace.fill_parent(folder, start.parent, start.base, storage)
         workspace.fill_for_training(folder, job, prepared, storage)
         origin = Origin(claim, job, prepared, start.files["training_file"], _project_name(job))
+        course = checkpoints.course_of(job.current_spec, prepared)
         with (
             LogShipper(claim, folder / "trainer.log"),
             Reporter(claim) as reporter,
             CheckpointPublisher(folder, storage, origin) as publisher,
+            CheckpointUploader(
+                claim,
+                folder,
+                storage,
+                resuming.fetch_newest(claim, lease, folder / "checkpoints", course, storage, reporter.hear),
+            ) as uploader,
         ):
 
             def hear(message: AnyMessage) -> None:
                 reporter.hear(message)
                 publisher.hear(message)
+                uploader.hear(message)
                 # On a CPU the next trainer starts only at the end: its imports would take the cores that train.
                 if isinstance(message, messages.Metrics) and self.who.device["kind"] == "cuda":
                     self.trainers.stand_by(claim.kind)
@@ -128,6 +137,8 @@ class Slot:
             hanging = Hanging(get_settings().hang_timeout.total_seconds())
             ending = self._attend(claim, folder, lease, hear, hanging)
             publisher.is_last_chance = isinstance(ending, Finished | Cancelled | Failed)
+            if isinstance(ending, Paused | Interrupted) or (isinstance(ending, Failed) and ending.retryable):
+                uploader.finish(lease, lambda told: reporter.hear(messages.Notice("warn", told)))
         return Published(*publish(folder / "result", storage, origin)) if isinstance(ending, Finished) else ending
 
     def _attend(

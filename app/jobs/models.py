@@ -90,6 +90,38 @@ class JobCheckpoint(Base):
     created_at: Mapped[CreatedAt]
 
 
+class ResumeState(Base):
+    """A checkpoint as training goes on from it, in the storage: for workers that are not the one that saved it.
+
+    Entered before its first blob is stored, so that no blob is there without a row. It counts once its manifest is.
+    """
+
+    __tablename__ = "resume_states"
+    __table_args__ = (
+        UniqueConstraint("job_id", "step", "attempt"),
+        Index("ix_resume_states_files", "files", postgresql_using="gin"),
+    )
+
+    id: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True)
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"))
+    step: Mapped[int]
+    attempt: Mapped[int]
+    """That saved it, or found it on its worker's disk."""
+    bytes: Mapped[int] = mapped_column(BigInteger)
+    files: Mapped[list[Any]]
+    """`{name, bytes, sha256}` of each."""
+    manifest_sha256: Mapped[str | None]
+    """None as long as it is on its way."""
+    created_at: Mapped[CreatedAt]
+    deleted_at: Mapped[Time | None]
+    """Not used from then on; the sweeper takes the bytes."""
+
+    @property
+    def manifest_key(self) -> str:
+        """Where its manifest lies; another attempt's lies beside it."""
+        return f"resume/{self.job_id}/{self.step:09d}-{self.attempt:06d}.json"
+
+
 class JobLog(Base):
     """Some lines that a job's trainer printed."""
 

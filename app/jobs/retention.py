@@ -8,6 +8,7 @@ from sqlalchemy.orm import Session
 from app.db import let_rest
 from app.files import service as files
 from app.files.models import File
+from app.jobs import resume_states
 from app.jobs.models import Job
 from app.registry.models import RegisteredModel
 from app.reports import service as reports
@@ -42,6 +43,7 @@ def delete_unused_blobs(session: Session, storage: Storage, *, age: timedelta) -
         uploads.forget_parts(session, BATCH)
         or _forget_files(session, age)
         or _forget_models(session, storage, age)
+        or _forget_resume_states(session, storage)
         or reports.forget_sets(session, get_settings().prepared_sets_kept, needed=_to_be_read(session))
     )
     if not unused:
@@ -84,8 +86,18 @@ def _forget_models(session: Session, storage: Storage, age: timedelta) -> set[st
     return {published["sha256"] for model in found for published in model.files}
 
 
+def _forget_resume_states(session: Session, storage: Storage) -> set[str]:
+    """Strike off what no job goes on from any more; returns its blobs."""
+    found = resume_states.forget(session, get_settings().scratch_retention)
+    for state in found:
+        storage.delete_manifest(state.manifest_key)
+    return {file["sha256"] for state in found for file in state.files}
+
+
 def _shared(session: Session, unused: set[str]) -> set[str]:
-    """Those that are another file's or its part, another model's, or a prepared set's, kept or still to be read."""
+    """Those that are another file's or its part, another model's, a checkpoint's that a job goes on from, or a prepared
+    set's, kept or still to be read.
+    """
     models = select(RegisteredModel.files).where(
         or_(*(RegisteredModel.files.contains([{"sha256": sha256}]) for sha256 in unused))
     )
@@ -93,6 +105,7 @@ def _shared(session: Session, unused: set[str]) -> set[str]:
         *session.scalars(select(File.sha256).where(File.sha256.in_(unused))),
         *session.scalars(select(UploadPart.sha256).where(UploadPart.sha256.in_(unused))),
         *(published["sha256"] for published_files in session.scalars(models) for published in published_files),
+        *resume_states.held(session, unused),
         *reports.held(session, unused),
         *_to_be_read(session),
     }

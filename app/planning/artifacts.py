@@ -11,7 +11,10 @@ from app.planning.step import BYTES, ModelShape, TrainingSetup, trained_params
 
 SCRATCH_CHECKPOINTS = 4
 """That a worker's disk holds at most: the two newest, the best by validation loss, and the one being written
-(`worker/training/checkpoints`)."""
+(`worker/checkpoints.py`)."""
+STORED_STATES = 3
+"""Optimizer's states in the storage while a job is not over: of the two newest checkpoints and the best
+(`app/jobs/resume_states.py`). Their weights are those of the models beside them, which are stored once."""
 ALL_BUT_WEIGHTS = 5_000_000
 """Bytes of a model that are not its weights: a tokenizer of some 100,000 words, and the run's own files."""
 NOT_LINEAR = re.compile(r"(^|\.)(embed\w*|wte|wpe|word_embeddings\w*|lm_head|embed_out|shared)$")
@@ -70,10 +73,15 @@ def scratch_bytes(shape: ModelShape, setup: TrainingSetup, result: int) -> int:
 
 
 def stored_bytes(spec: JobSpec, shape: ModelShape, setup: TrainingSetup, result: int, steps: int) -> int:
-    """Of the storage: the result, and the model of each checkpoint; of a full model those are in fp32."""
+    """Of the storage: the result, and the model of each checkpoint; of a full model those are in fp32.
+
+    And until the job is over what it would go on from.
+    """
     taken = isinstance(spec.tuning, LoraTuning) and spec.tuning.takes_from_base
     weights = trained_params(shape, setup) * BYTES["fp32"] * (2 if taken else 1) + ALL_BUT_WEIGHTS
-    return int(result + checkpoints(spec, steps) * weights)
+    saved = checkpoints(spec, steps)
+    states = min(saved, STORED_STATES) * trained_params(shape, setup) * setup.state_bytes
+    return int(result + saved * weights + states)
 
 
 def checkpoints(spec: JobSpec, steps: int) -> int:

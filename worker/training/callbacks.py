@@ -12,9 +12,9 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from app.jobs.methods import Hyperparameters
-from worker import messages
-from worker.training import checkpoints, evaluations
-from worker.training.checkpoints import Checkpoint
+from worker import checkpoints, messages
+from worker.checkpoints import Checkpoint, Course
+from worker.training import evaluations, initial
 from worker.training.child import Report, StopNow, StopRequest
 from worker.training.device import Device, peak_memory_bytes
 from worker.training.failures import LossNotFinite
@@ -23,6 +23,9 @@ SAVE_INTERVAL = 600.0
 """Seconds between checkpoints where the spec leaves it to us: what a crash may cost at most."""
 SAYING_INTERVAL = 5.0
 """Seconds between two words during an evaluation."""
+
+UNREAD = "training_args.bin"
+"""A pickle that transformers writes into each checkpoint, and that nobody reads."""
 
 
 class NoLongerImproving(Exception):
@@ -112,6 +115,7 @@ class Pace(TrainerCallback):  # type: ignore[misc]  # transformers publishes no 
         stop: StopRequest,
         given: Hyperparameters,
         progress: Progress,
+        course: Course,
         offer: Callable[[Checkpoint], None],
         evaluate: Callable[[], object] | None,
     ) -> None:
@@ -122,6 +126,7 @@ class Pace(TrainerCallback):  # type: ignore[misc]  # transformers publishes no 
         self._eval_steps = given.eval_steps
         self._patience = given.early_stopping_patience
         self._progress = progress
+        self._course = course
         self._offer = offer
         self._evaluate = evaluate
         self._saved_at = time.monotonic()
@@ -199,15 +204,19 @@ class Pace(TrainerCallback):  # type: ignore[misc]  # transformers publishes no 
         """transformers has written the folder; from here on it counts, and older ones may go."""
         folder = Path(args.output_dir)
         saved = Checkpoint(
-            path=folder / f"checkpoint-{state.global_step}",
+            path=checkpoints.path_of(folder, state.global_step),
             step=state.global_step,
             total_steps=state.max_steps,
             tokens=self._progress.tokens,
             seconds=self._progress.seconds,
+            best=evaluations.best_step(state.log_history),
+            course=self._course,
         )
+        (saved.path / UNREAD).unlink(missing_ok=True)
+        initial.keep_with(saved.path, folder)
         checkpoints.commit(saved)
         self._offer(saved)
-        checkpoints.prune(folder, best=evaluations.best_step(state.log_history))
+        checkpoints.prune(folder, best=saved.best)
         self._saved_at, self._saved_step = time.monotonic(), state.global_step
         self._report(messages.Checkpoint(state.global_step, saved.path.name))
 

@@ -6,8 +6,8 @@ from typing import Any, Literal
 
 from transformers import Trainer
 
-from worker import messages
-from worker.training import checkpoints, evaluations
+from worker import checkpoints, messages
+from worker.training import evaluations
 from worker.training.child import Report
 from worker.training.evaluations import Evaluation
 

@@ -1,6 +1,6 @@
 """PiSSA and OLoRA: adapters that begin as a part of the base's weights, which the base lacks while they train.
 
-Their results are for the base as it is published, so what an adapter began as is kept beside the checkpoints: a later
+Their results are for the base as it is published, so what an adapter began as is kept with the checkpoints: a later
 attempt takes the same part out again, and whatever is published gives it back.
 """
 
@@ -21,6 +21,19 @@ from worker.training.failures import SpecUnusable
 
 FILE = "initial_adapter.safetensors"
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+
+
+def keep_with(checkpoint: Path, folder: Path) -> None:
+    """What an adapter began as goes where its checkpoint goes, to another worker too."""
+    if (folder / FILE).exists():
+        os.link(folder / FILE, checkpoint / FILE)
+
+
+def bring_back(checkpoint: Path, folder: Path) -> None:
+    """The same the other way: a worker that was here before may have begun with another part of the base."""
+    if (checkpoint / FILE).exists():
+        (folder / FILE).unlink(missing_ok=True)
+        os.link(checkpoint / FILE, folder / FILE)
 
 
 def begun(base: PreTrainedModel, config: LoraConfig, tuning: LoraTuning, file: Path) -> PeftModel:

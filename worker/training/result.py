@@ -21,10 +21,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 from app.jobs.prepared import Prepared
 from app.jobs.spec import JobSpec, LoraTuning
 from app.planning.setups import generated_at_once
-from worker.training import checkpoints, initial
+from worker import checkpoints
+from worker.checkpoints import Checkpoint
+from worker.training import initial
 from worker.training import model as models
 from worker.training.callbacks import Progress
-from worker.training.checkpoints import Checkpoint
 from worker.training.choice import Choice
 from worker.training.device import Device, peak_memory_bytes
 
@@ -34,7 +35,7 @@ OF_A_MODEL = (".safetensors", ".json", ".jinja", ".txt", ".model")
 ADAPTER_CONFIG = "adapter_config.json"
 REWARDS = {"reward": "train_mean_reward", "eval_reward": "valid_mean_reward"}
 """What TRL's GRPO calls them, and we of a checkpoint."""
-OF_THE_TRAINER = {"trainer_state.json", checkpoints.MANIFEST}
+OF_THE_TRAINER = {"trainer_state.json", checkpoints.MANIFEST, initial.FILE}
 
 
 @dataclass(frozen=True, slots=True)

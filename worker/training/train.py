@@ -8,11 +8,11 @@ from transformers import Trainer, TrainerState
 from app.jobs.prepared import Prepared
 from app.jobs.spec import JobSpec
 from app.planning import recipes
-from worker import messages
-from worker.training import checkpoints, device, model, probe, remedies, trainers
+from worker import checkpoints, messages
+from worker.checkpoints import Checkpoint
+from worker.training import device, initial, model, probe, remedies, trainers
 from worker.training.base import parent_of, work_offline
 from worker.training.callbacks import NoLongerImproving, Pace, Progress
-from worker.training.checkpoints import Checkpoint
 from worker.training.child import Report, StopNow, StopRequest
 from worker.training.choice import choose
 from worker.training.failures import is_out_of_memory
@@ -25,8 +25,8 @@ from worker.training.result import Result
 def train(work_dir: Path, report: Report, stop: StopRequest) -> messages.Done | messages.Stopped:
     """WORKDIR/job.json, prepared.json and the Arrow files → WORKDIR/result.
 
-    Goes on from the newest checkpoint that verifies. Raises whatever loading, training and saving raise, and
-    `StopNow` where it was told to stop outside of its steps.
+    Goes on from the newest checkpoint that verifies, and is of the same base, rows and settings. Raises whatever
+    loading, training and saving raise, and `StopNow` where it was told to stop outside of its steps.
     """
     report(messages.Phase(phase="loading"))
     began = time.perf_counter()
@@ -38,8 +38,13 @@ def train(work_dir: Path, report: Report, stop: StopRequest) -> messages.Done | 
     base_model, tokenizer = model.load(base, spec, machine)
     parent = parent_of(work_dir)
     adapter = work_dir / "parent" if parent is not None and parent.kind == "adapter" else None
+    course = checkpoints.course_of(spec, prepared)
+    checkpoint = checkpoints.newest_verified(
+        work_dir / "checkpoints", course, lambda told: report(messages.Notice("warn", told))
+    )
+    if checkpoint is not None:
+        initial.bring_back(checkpoint.path, work_dir / "checkpoints")
     trainer = trainers.build(work_dir, spec, machine, base_model, tokenizer, adapter)
-    checkpoint = checkpoints.newest_verified(work_dir / "checkpoints")
     if checkpoint is None:
 
         def smaller(too_large: JobSpec) -> JobSpec:
@@ -57,7 +62,7 @@ def train(work_dir: Path, report: Report, stop: StopRequest) -> messages.Done | 
         result.offer(saved, work_dir / messages.OFFERED / saved.path.name)
 
     evaluate = trainer.evaluate if prepared.validation is not None else None
-    pace = Pace(report, stop, spec.hyperparameters, progress, offer, evaluate)
+    pace = Pace(report, stop, spec.hyperparameters, progress, course, offer, evaluate)
     trainer.add_callback(Health(spec.method.type))
     for reward in getattr(trainer, "reward_funcs", ()):
         trainer.add_callback(Answers(report, reward))

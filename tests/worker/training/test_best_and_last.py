@@ -11,9 +11,9 @@ from safetensors.torch import load_file
 
 from tests import tiny
 from tests.worker.training.conftest import steps
-from worker import messages
+from worker import checkpoints, messages
 from worker.messages import AnyMessage
-from worker.training import checkpoints, evaluations
+from worker.training import evaluations
 from worker.training.child import StopRequest
 from worker.training.failures import SpecUnusable
 

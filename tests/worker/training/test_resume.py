@@ -8,13 +8,16 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
+from app.jobs.prepared import Prepared
+from app.jobs.spec import JobSpec
+from app.storage import Storage
 from tests import tiny
-from worker import messages
+from worker import checkpoints, messages, resuming
+from worker.checkpoints import MANIFEST, Checkpoint
 from worker.messages import AnyMessage
-from worker.training import checkpoints
-from worker.training.checkpoints import MANIFEST, Checkpoint
+from worker.training import initial
 from worker.training.child import StopRequest
 
 
@@ -32,7 +35,7 @@ def test_an_empty_checkpoint_does_not_hide_the_whole_one_before_it(tmp_path: Pat
     (tmp_path / "checkpoint-200").mkdir()
 
     assert checkpoints.newest_verified(tmp_path) == whole
-    assert {path.name for path in tmp_path.iterdir()} == {"checkpoint-100", "torn-checkpoint-200-0"}
+    assert {path.name for path in tmp_path.iterdir()} == {"checkpoint-100", "aside-checkpoint-200-0"}
 
 
 @pytest.mark.fault(24)
@@ -59,7 +62,7 @@ def test_pruning_keeps_two_that_are_committed(tmp_path: Path) -> None:
     for step in (9, 20, 100):
         _write(tmp_path, step)
     (tmp_path / "checkpoint-50").mkdir()
-    (tmp_path / "torn-checkpoint-200-0").mkdir()
+    (tmp_path / "aside-checkpoint-200-0").mkdir()
 
     checkpoints.prune(tmp_path)
 
@@ -73,16 +76,14 @@ def test_a_job_without_checkpoints_begins_at_the_beginning(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("tuning", "block", "chosen"),
     [
-        # With dropout and noise the random state counts, with LoRA+ the groups of the optimizer's state.
-        ("lora", {"lora_dropout": 0.2}, {}),
-        ("qlora", {"lora_dropout": 0.2}, {}),
+        # With noise and dropout the random state counts, with LoRA+ the groups of the optimizer's state.
         ("full", {}, {"neftune_noise_alpha": 5.0}),
         ("lora", {"use_dora": True, "loraplus_lr_ratio": 4.0}, {}),
         # The base lacks a part in the second attempt too.
         ("lora", {"init_lora_weights": "pissa_niter_4", "r": 8, "lora_dropout": 0.2}, {}),
         ("lora", {"init_lora_weights": "olora", "r": 8, "modules_to_save": ["embed_tokens"]}, {}),
     ],
-    ids=["lora", "qlora", "full", "DoRA and LoRA+", "PiSSA", "OLoRA and modules trained whole"],
+    ids=["full", "DoRA and LoRA+", "PiSSA", "OLoRA and modules trained whole"],
 )
 def test_stop_and_resume_has_the_losses_of_an_uninterrupted_run(
     make_job: Any, run: Any, tuning: str, block: dict[str, Any], chosen: dict[str, Any]
@@ -154,6 +155,108 @@ def test_other_methods_go_on_as_if_nothing_had_been(make_job: Any, run: Any, met
     assert _report(stopped)["tokens"] == _report(straight)["tokens"]
 
 
+ROWS = {"supervised": tiny.chat_rows(16), "dpo": tiny.preference_rows(16), "packed": tiny.prompt_rows(60)}
+
+
+@pytest.mark.parametrize(
+    ("kind", "tuning"),
+    [
+        ("supervised", "qlora"),
+        ("packed", "lora"),
+        *(
+            pytest.param(*each, marks=pytest.mark.long)
+            for each in (
+                ("supervised", "full"),
+                ("supervised", "lora"),
+                ("dpo", "full"),
+                ("dpo", "lora"),
+                ("dpo", "qlora"),
+                ("packed", "full"),
+                ("packed", "qlora"),
+            )
+        ),
+    ],
+)
+def test_a_run_is_the_same_after_a_kill_after_a_pause_and_on_another_worker(
+    make_job: Any, run: Any, tmp_path: Path, kind: str, tuning: str
+) -> None:
+    """In a later epoch, at the end of one, and in the middle of the first."""
+    options: dict[str, Any] = {
+        "rows": ROWS[kind],
+        "method": "dpo" if kind == "dpo" else "supervised",
+        "per_device_train_batch_size": 2,
+        "learning_rate": 1e-3,
+        "save_steps": 2,
+        "block": {} if tuning == "full" else {"lora_dropout": 0.1},
+        **({"packing": True, "max_length": 60, "n_epochs": 3} if kind == "packed" else {}),
+    }
+    straight = make_job(tuning, **options)
+    whole = _by_step(run(straight))
+    assert len(whole) > 6
+
+    killed = make_job(tuning, **options)
+    with pytest.raises(Killed):
+        run(killed, _killed_after(7))
+    again = run(killed)
+    assert _resumed_from(again) == 6
+    assert _by_step(again) == {step: pytest.approx(whole[step], abs=1e-6) for step in range(7, len(whole) + 1)}
+
+    paused = make_job(tuning, **options)
+    first = run(paused, _stop_after(2 if kind == "dpo" else 3))
+    stopped_at = max(_by_step(first))
+    elsewhere = make_job(tuning, **options)
+    _carry(paused, elsewhere, Storage(f"file://{tmp_path}/storage"))
+    for work_dir in (paused, elsewhere):
+        rest = run(work_dir)
+        assert _resumed_from(rest) == stopped_at
+        assert _by_step(first) | _by_step(rest) == {step: pytest.approx(loss, abs=1e-6) for step, loss in whole.items()}
+
+    for work_dir in (killed, paused, elsewhere):
+        for name, weight in _weights(straight).items():
+            torch.testing.assert_close(_weights(work_dir)[name], weight, atol=1e-6, rtol=1e-5)
+
+
+def test_the_rows_at_a_time_may_change_on_the_way_and_nothing_else(make_job: Any, run: Any) -> None:
+    work_dir = make_job("full", per_device_train_batch_size=2)
+    whole = _by_step(run(make_job("full", per_device_train_batch_size=2)))
+    run(work_dir, _stop_after(2))
+    given = json.loads((work_dir / "job.json").read_text())
+    hyperparameters = given["method"]["supervised"]["hyperparameters"]
+
+    hyperparameters |= {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 4}
+    (work_dir / "job.json").write_text(json.dumps(given))
+    rest = run(work_dir, _stop_after(4))
+    assert _resumed_from(rest) == 3
+    assert _by_step(rest) == {4: pytest.approx(whole[4], abs=1e-5)}
+
+    hyperparameters["learning_rate"] *= 2
+    (work_dir / "job.json").write_text(json.dumps(given))
+    anew = run(work_dir)
+    assert _resumed_from(anew) is None
+    assert list(_by_step(anew)) == list(range(1, 9))
+    refused = "The checkpoint at step 4 is of another training, and is not used: it differs in learning_rate"
+    assert messages.Notice("warn", refused) in anew
+
+
+@pytest.mark.long
+def test_what_an_adapter_began_as_goes_with_its_checkpoint(make_job: Any, run: Any, tmp_path: Path) -> None:
+    """The other worker has begun before, with another part of the base."""
+    options = {"block": {"init_lora_weights": "pissa_niter_4", "r": 8}, "per_device_train_batch_size": 2}
+    here, there, straight = (make_job("lora", **options) for _ in range(3))
+    whole = _by_step(run(straight))
+    first = run(here, _stop_after(2))
+    began = {name: 2 * weight for name, weight in load_file(here / "checkpoints" / initial.FILE).items()}
+    (there / "checkpoints").mkdir()
+    save_file(began, there / "checkpoints" / initial.FILE)
+
+    _carry(here, there, Storage(f"file://{tmp_path}/storage"))
+    rest = run(there)
+
+    assert _by_step(first) | _by_step(rest) == {step: pytest.approx(loss, abs=1e-6) for step, loss in whole.items()}
+    for name, weight in _weights(straight).items():
+        torch.testing.assert_close(_weights(there)[name], weight, atol=1e-6, rtol=1e-5)
+
+
 def test_a_resume_without_its_state_would_be_seen(make_job: Any, run: Any) -> None:
     straight, stopped = make_job("lora"), make_job("lora")
     whole = _by_step(run(straight))
@@ -206,6 +309,41 @@ def _stop_after(step: int) -> Any:
             stop.wish = "save"
 
     return heard
+
+
+class Killed(BaseException):
+    """As a signal that nobody can catch: nothing is saved."""
+
+
+def _killed_after(step: int) -> Any:
+    def heard(message: AnyMessage, _: StopRequest) -> None:
+        if isinstance(message, messages.Metrics) and message.step == step:
+            raise Killed
+
+    return heard
+
+
+def _resumed_from(said: list[AnyMessage]) -> int | None:
+    return next(
+        message.resumed_from_step for message in said if isinstance(message, messages.Phase) and message.total_steps
+    )
+
+
+def _carry(here: Path, there: Path, storage: Storage) -> None:
+    """The newest checkpoint to another worker's WORKDIR, by the storage alone."""
+    newest = checkpoints.newest_committed(here / "checkpoints")
+    assert newest is not None
+    manifest = checkpoints.read_manifest(newest)
+    for name in manifest["files"]:
+        storage.put_file(newest / name)
+    sha256 = storage.write_manifest("resume/job/1.json", manifest)
+    course = checkpoints.course_of(
+        *(
+            kind.model_validate_json((there / name).read_text())
+            for kind, name in ((JobSpec, "job.json"), (Prepared, "prepared.json"))
+        )
+    )
+    resuming.fetch(storage, "resume/job/1.json", sha256, there / "checkpoints", course)
 
 
 def _by_step(said: list[AnyMessage]) -> dict[int, float]:

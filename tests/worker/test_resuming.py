@@ -12,12 +12,13 @@ from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
 from app.auth import Project
+from app.files import service as files
 from app.jobs import lifecycle, resume_states
 from app.jobs.models import Job, ResumeState
 from app.storage import CHUNK, Blob, Incoming, Storage, blob_key, get_storage
 from app.work.lifecycle import Claim
 from tests.conftest import SetSettings
-from tests.factories import make_queued_job, sweep_blobs, take
+from tests.factories import make_file, make_queued_job, sweep_blobs, take
 from tests.running import wait_for
 from worker import checkpoints, messages, resuming, shutdown
 from worker.checkpoints import Checkpoint, Course
@@ -327,3 +328,16 @@ def test_an_attempt_waits_for_its_last_checkpoint_as_long_as_its_grace(
     assert told == ["There was no time to store checkpoint-10: other workers go on from the one before it"]
     with session.begin():
         assert resume_states.stored(session, claim.subject) == []
+
+
+def test_bytes_that_a_deleted_file_shares_with_a_checkpoint_stay(
+    session: Session, project: Project, claim: Claim, storage: Storage, tmp_path: Path
+) -> None:
+    save(tmp_path / "here", 10)
+    store(claim, tmp_path / "here", storage)
+    with session.begin():
+        file = make_file(session, project, b"state of step 10")
+        files.delete(session, project, file.id)
+    sweep_blobs(session, age=timedelta(0))
+    found, _, told = go_on(claim, tmp_path / "there", storage)
+    assert found is not None, told

@@ -15,9 +15,29 @@ from app.work.status import PRIORITIES, WorkKind, WorkStatus
 CPU = "cpu"
 
 
-def enqueue(session: Session, kind: WorkKind, *, subject: str, queue: str, priority: str) -> None:
-    """Queue work; whoever hears the doorbell after the commit claims it."""
-    session.execute(insert(Work).values(kind=kind, subject=subject, queue=queue, priority=PRIORITIES[priority]))
+def enqueue(
+    session: Session,
+    kind: WorkKind,
+    *,
+    subject: str,
+    project_id: str,
+    queue: str,
+    priority: str,
+    seconds: tuple[float, float] | None = None,
+) -> None:
+    """Queue work; whoever hears the doorbell after the commit claims it. `seconds`: how long it should take."""
+    low, high = seconds or (None, None)
+    session.execute(
+        insert(Work).values(
+            kind=kind,
+            subject=subject,
+            project_id=project_id,
+            queue=queue,
+            priority=PRIORITIES[priority],
+            seconds_low=low,
+            seconds_high=high,
+        )
+    )
 
 
 def choose_queue(session: Session, *, gpu_memory_gb: int | None) -> str:

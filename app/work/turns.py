@@ -46,7 +46,7 @@ turns AS (
     ) AS served
     CROSS JOIN (VALUES (1), (2)) AS looks (look)
     WHERE available_at <= now() AND __may_have_more__
-    ORDER BY priority, look, running, served_at NULLS FIRST, available_at
+    ORDER BY priority, look, running, served_at NULLS FIRST, available_at, project_id
 ),
 taken AS (
     UPDATE work

@@ -283,9 +283,11 @@ def _wait(job: Job, place: Place | None, load: _Load | None, look: Look) -> Wait
         return Wait("retry", message, retry_at=retry_at, no_forecast="Its next attempt waits first.")
     position = load.pieces + 1 if load is not None else None
     starts, no_forecast = _forecast(place, load, look)
+    reason, message = _reason(place, load, look)
     if preparing:
         starts, no_forecast = None, "Its files are to be prepared first."
-    reason, message = _reason(place, load, look)
+    elif reason == "quota":
+        starts, no_forecast = None, "Another job of its project has to end first."
     return Wait(
         "files" if preparing and reason == "turn" else reason,
         f"Its files are to be prepared: {message[0].lower()}{message[1:]}" if preparing else message,
@@ -302,7 +304,7 @@ def _reason(place: Place, load: _Load | None, look: Look) -> tuple[Reason, str]:
     most = get_settings().max_running_per_project
     running = look.training.get(place.project_id, 0)
     if place.queue != PREPARE and most is not None and running >= most:
-        return "quota", f"Its project trains {running} jobs already, and may train {most} at once."
+        return "quota", f"Its project has {running} in training already, and may have {most} at once."
     if load is None:
         return "turn", f"More than {COUNTED} are ahead of it."
     if load.pieces:

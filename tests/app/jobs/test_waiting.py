@@ -38,7 +38,8 @@ def queue_of(client: TestClient, job_id: str) -> dict[str, Any]:
     job = client.get(f"{JOBS}/{job_id}").json()
     assert stock.FineTuningJob.construct(**job).id == job_id
     listed = {one["id"]: one for one in client.get(JOBS, params={"limit": 100}).json()["data"]}
-    assert listed[job_id]["queue"] == job["queue"]
+    seconds_later = {"starts_at_estimate": job["queue"]["starts_at_estimate"]}
+    assert listed[job_id]["queue"] | seconds_later == job["queue"]
     found: dict[str, Any] = job["queue"]
     return found
 
@@ -128,7 +129,8 @@ def test_a_job_beyond_its_projects_limit_says_so(
         assert lifecycle.claim(session, "cpu", who=WHO, lease=timedelta(seconds=60)) is None
     queue = queue_of(client, jobs[1].id)
     assert (queue["waiting_for"], queue["position"]) == ("quota", 1)
-    assert queue["message"] == "Its project trains 1 jobs already, and may train 1 at once."
+    assert queue["message"] == "Its project has 1 in training already, and may have 1 at once."
+    assert queue["no_estimate_because"] == "Another job of its project has to end first."
 
 
 def test_a_forecast_adds_up_what_is_ahead(client: TestClient, session: Session, project: Project) -> None:

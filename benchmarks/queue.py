@@ -117,7 +117,7 @@ def fill(size: int) -> None:
 
 
 def _claimed_by(count: int, seconds: float) -> list[str]:
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("fork")  # what tests import takes half a minute of a core, times 32
     ready, told = context.Barrier(count + 1), context.Queue()
     claimers = [context.Process(target=_claim, args=(number, seconds, ready, told)) for number in range(count)]
     for claimer in claimers:
@@ -144,6 +144,7 @@ def _claimed_by(count: int, seconds: float) -> list[str]:
 def _claim(number: int, seconds: float, ready: Barrier, told: Any) -> None:
     who = Who(f"claimer-{number}", "here", {"kind": "cpu", "name": "a processor"})
     latencies, subjects = [], []
+    get_engine().dispose(close=False)  # its connections are those of the process before the fork
     with new_session() as session:
         for _ in range(8):  # connect, and have the statements prepared
             with session.begin():

@@ -10,7 +10,7 @@ from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, SecretStr
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 
@@ -48,6 +48,9 @@ class Settings(BaseSettings):
     database_pool_size: int = 10
     database_connect_timeout: Duration = timedelta(seconds=5)
     statement_timeout: Duration = timedelta(seconds=30)
+
+    metrics_token: SecretStr | None = None
+    """What opens `/metrics`, and nothing else does then; None: any API key does."""
 
     cors_origins: str = ""
     """Where dashboards in a browser come from, comma-separated, such as `https://dash.example.com`; empty: nowhere."""

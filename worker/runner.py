@@ -22,6 +22,7 @@ from worker.given import given
 from worker.lease import Lease
 from worker.messages import AnyMessage
 from worker.outcomes import Cancelled, Failed, Outcome, Published
+from worker.phases import Phases
 from worker.publication import CheckpointPublisher, Origin, publish
 from worker.reporter import Reporter
 from worker.settlement import settle
@@ -44,8 +45,8 @@ class Slot:
         """Do the work of a queue, one attempt after another, until there is none or the worker shuts down."""
         while not shutting_down() and (claim := self.take(queue_name)):
             with Lease(claim) as lease:
-                outcome = self.attempt(claim, lease)
-                settle(claim, outcome)
+                phases = Phases(claim.kind)
+                settle(claim, self.attempt(claim, lease, phases), phases)
             workspace.tidy(claim.subject, claim.kind)
         if not get_settings().standby and queue_name != queue.PREPARE:
             self._expect_work(queue_name)
@@ -66,7 +67,7 @@ class Slot:
         with new_session() as session, session.begin():
             return lifecycle.claim(session, queue_name, who=self.who, lease=get_settings().lease_timeout)
 
-    def attempt(self, claim: Claim, lease: Lease) -> Outcome:
+    def attempt(self, claim: Claim, lease: Lease, phases: Phases) -> Outcome:
         """Make one attempt, and turn whatever happens into how it ended."""
         log.info("attempt %d at %s of %s begins", claim.attempt, claim.kind, claim.subject)
         try:
@@ -83,7 +84,7 @@ class Slot:
                 case WorkKind.PLAN:
                     return preparing.count(claim, folder, lambda: self._attend(claim, folder, lease))
                 case WorkKind.TRAIN:
-                    return self._train(claim, folder, lease)
+                    return self._train(claim, folder, lease, phases)
                 case _:
                     assert_never(claim.kind)
         except Damaged as error:
@@ -98,7 +99,7 @@ class Slot:
         with LogShipper(claim, folder / "trainer.log"), Reporter(claim) as reporter:
             return preparing.prepare(claim, folder, lambda: self._attend(claim, folder, lease, reporter.hear))
 
-    def _train(self, claim: Claim, folder: Path, lease: Lease) -> Outcome:
+    def _train(self, claim: Claim, folder: Path, lease: Lease, phases: Phases) -> Outcome:
         storage = get_storage()
         if (whole := manifests.newest_whole(storage, claim.subject)) is not None:
             # An attempt before this one got as far as the commit point: nothing is trained twice.
@@ -116,6 +117,7 @@ class Slot:
         ):
 
             def hear(message: AnyMessage) -> None:
+                phases.hear(message)
                 reporter.hear(message)
                 publisher.hear(message)
                 # On a CPU the next trainer starts only at the end: its imports would take the cores that train.
@@ -124,7 +126,10 @@ class Slot:
 
             ending = self._attend(claim, folder, lease, hear)
             publisher.is_last_chance = isinstance(ending, Finished | Cancelled | Failed)
-        return Published(*publish(folder / "result", storage, origin)) if isinstance(ending, Finished) else ending
+        if not isinstance(ending, Finished):
+            return ending
+        phases.enter("publishing")
+        return Published(*publish(folder / "result", storage, origin))
 
     def _attend(
         self, claim: Claim, folder: Path, lease: Lease, hear: Callable[[AnyMessage], None] = lambda _: None

@@ -19,7 +19,7 @@ from app.plans import stored as plans
 from app.settings import get_settings
 from app.storage import get_storage
 from app.webhooks import service as webhooks
-from app.work import service
+from app.work import service, totals
 from app.work.lifecycle import Claim
 from worker import moves
 from worker.deliverer import Deliverer
@@ -50,6 +50,7 @@ def sweep(session: Session, *, take_back: bool) -> list[str]:
     service.forget_silent(session, WORKERS_KEPT)
     webhooks.forget(session, DELIVERIES_KEPT)
     plans.forget(session, get_settings().plans_kept)
+    totals.count(session)
     return service.unheard(session)
 
 
@@ -58,6 +59,7 @@ def _take_back(session: Session, claim: Claim, *, host: str) -> None:
     settings = get_settings()
     message = f"The worker on {host} has not been heard for {settings.lease_timeout.total_seconds():g} s."
     error = {"code": "worker_lost", "message": message, "param": None}
+    service.note_phases(session, claim, {})
     if claim.failed_attempts >= settings.max_retries:
         moves.fail(session, claim, error)
         return

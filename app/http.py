@@ -26,7 +26,7 @@ from app import auth
 from app.auth import Project
 from app.db import new_session
 from app.errors import InvalidRequest, NotAuthenticated, ServiceError, TooMany, Unavailable
-from app.monitoring import requests
+from app.monitoring import lines, requests
 from app.pages import Page
 from app.reads import Reads
 from app.settings import get_settings
@@ -64,8 +64,10 @@ async def _reads(request: Request) -> Reads:
 ReadsDep = Annotated[Reads, Depends(_reads)]
 
 
-async def _caller(reads: ReadsDep, sent: BearerDep) -> Project:
-    return await auth.caller(reads, sent.credentials if sent else "")
+async def _caller(request: Request, reads: ReadsDep, sent: BearerDep) -> Project:
+    project = await auth.caller(reads, sent.credentials if sent else "")
+    lines.also_about(project=project.id, **{"job": job} if (job := request.path_params.get("job_id")) else {})
+    return project
 
 
 CallerDep = Annotated[Project, Depends(_caller)]
@@ -286,6 +288,7 @@ class RequestMiddleware:
             return
         request_id = "req_" + secrets.token_hex(12)
         began = time.perf_counter()
+        lines.also_about(request=request_id)
         started = False
 
         async def send_named(message: Message) -> None:

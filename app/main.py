@@ -30,6 +30,7 @@ from app import http, openapi, queue
 from app.db import new_session
 from app.errors import Unavailable
 from app.jobs.feeds import Feeds
+from app.monitoring import traces
 from app.monitoring.figures import Figures
 from app.reads import Reads
 from app.reports import policy
@@ -77,7 +78,9 @@ def create_app() -> FastAPI:
 
     @asynccontextmanager
     async def alive(_: FastAPI) -> AsyncIterator[None]:
+        await run_in_threadpool(traces.sender)
         yield
+        await run_in_threadpool(traces.close)
         await feeds.close()
         await reads.close()
 

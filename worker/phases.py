@@ -1,4 +1,4 @@
-"""When an attempt was at what, by this machine's clock."""
+"""How long an attempt was at what."""
 
 import itertools
 import time
@@ -15,8 +15,6 @@ class Phases:
     """What an attempt has entered so far. `loading` is all from the claim to the first step, the download included."""
 
     kind: WorkKind
-    began: float = field(default_factory=time.time)
-    """Unix seconds."""
     _began: float = field(default_factory=time.monotonic)
     _entered: list[tuple[str, float]] = field(default_factory=list)
 

@@ -12,6 +12,7 @@ from app.jobs import lifecycle
 from app.jobs import service as jobs
 from app.jobs.models import Job
 from app.jobs.prepared import Prepared
+from app.monitoring import lines
 from app.registry import manifest as manifests
 from app.settings import get_settings
 from app.storage import Damaged, get_storage
@@ -44,7 +45,7 @@ class Slot:
     def run(self, queue_name: str) -> None:
         """Do the work of a queue, one attempt after another, until there is none or the worker shuts down."""
         while not shutting_down() and (claim := self.take(queue_name)):
-            with Lease(claim) as lease:
+            with lines.about(**claim.named()), Lease(claim) as lease:
                 phases = Phases(claim.kind)
                 settle(claim, self.attempt(claim, lease, phases), phases)
             workspace.tidy(claim.subject, claim.kind)

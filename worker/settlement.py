@@ -32,7 +32,7 @@ from app.work import service as work_service
 from app.work.lifecycle import Claim
 from app.work.service import CPU
 from app.work.status import WorkKind
-from worker import moves
+from worker import moves, tracing
 from worker.outcomes import (
     Answered,
     Arrived,
@@ -116,6 +116,7 @@ def _settle(claim: Claim, outcome: Outcome, phases: Phases | None) -> str | None
                 return None
             case _:
                 assert_never(outcome)
+        tracing.tell(session, claim, phases)
         # The training has come, or is expected no more.
         return session.get_one(Job, claim.subject).queue if claim.kind is WorkKind.PREPARE else None
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from sqlalchemy.exc import SQLAlchemyError
 
 from app.db import new_session
+from app.monitoring import traces
 from app.queue import PREPARE
 from app.settings import get_settings
 from app.work import service
@@ -52,6 +53,7 @@ class Occupied:
     def enter(self) -> None:
         """Show up, and start the first trainers ahead. Called by the thread that will run the work: its trainers die
         with it."""
+        traces.sender()  # loaded here, and not while the first attempt waits for it
         self._presence.start()
         preparing = [WorkKind.PREPARE, WorkKind.PLAN] if get_settings().dry_runs else [WorkKind.PREPARE]
         for kind in preparing if self._place.queue == PREPARE else [WorkKind.TRAIN]:
@@ -72,6 +74,7 @@ class Occupied:
         self._over.set()
         self._trainers.close()
         self._presence.join(timeout=5)
+        traces.close()
 
     def _be_heard(self) -> None:
         interval = get_settings().heartbeat_interval.total_seconds()

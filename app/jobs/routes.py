@@ -1,5 +1,6 @@
 """/v1/fine_tuning/jobs"""
 
+import time
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
@@ -25,6 +26,7 @@ from app.jobs.schemas import AttemptList, AttemptRead, CheckpointRead, EventRead
 from app.jobs.service import Filter, Repeat
 from app.jobs.spec import JobRequest
 from app.jobs.status import JobStatus
+from app.monitoring import traces
 from app.work import service as work_service
 
 router = APIRouter(prefix="/v1/fine_tuning/jobs", tags=["fine-tuning jobs"])
@@ -79,12 +81,19 @@ async def _filter(
 
 @router.post("", response_model=JobRead)
 def create_job(
-    request: JobRequest, caller: CallerDep, session: SessionDep, repeat: Annotated[Repeat, Depends(_repeat)]
+    request: JobRequest,
+    caller: CallerDep,
+    session: SessionDep,
+    repeat: Annotated[Repeat, Depends(_repeat)],
+    traceparent: Annotated[str | None, Header(include_in_schema=False)] = None,
 ) -> Response:
     """Queue a fine-tuning job; a request that a client repeats because the answer was lost makes no second one."""
+    began = time.perf_counter()
     with session.begin():
         job = service.submit(session, caller, request, repeat)
     queue.ring(queue.PREPARE)  # a doorbell: hands to a thread, never waits, may be lost
+    seconds = time.perf_counter() - began
+    traces.submitted(job.id, begin=job.created_at.timestamp(), seconds=seconds, caller=traceparent)
     return answer(JobRead.of(job))
 
 

@@ -1,5 +1,5 @@
-"""What all attempts came to. Each is counted once, by a sweeper, so that a million of them cost no more to show than
-ten; those that ended since its last round are added when they are asked for. Nothing here ever goes down.
+"""What all attempts came to, since the tables count. Each is counted once, by a sweeper, so that a million of them cost
+no more to show than ten; those that ended since its last round are added when they are asked for.
 """
 
 from sqlalchemy import text
@@ -8,9 +8,9 @@ from sqlalchemy.orm import Session
 BUCKETS = (0.1, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 900, 3600, 14_400, 43_200, 86_400, 259_200)
 """Seconds, the upper bounds of a phase's histogram. Totals are kept by their index: another list needs a migration."""
 AT_ONCE = 5_000
-"""Attempts that one transaction counts."""
+"""Attempts that a sweeper's round counts, and that are added to what it has counted; beyond that they wait."""
 
-_ENDED = "ended_at IS NOT NULL AND NOT counted"
+_ENDED = f"FROM attempts WHERE ended_at IS NOT NULL AND NOT counted ORDER BY work_id, number LIMIT {AT_ONCE}"
 _MEASURED = f"""
 SELECT kind, queue, measure, label,
        CASE measure WHEN 'phase' THEN width_bucket(seconds, ARRAY{list(BUCKETS)}::float[]) ELSE 0 END AS bucket,
@@ -28,7 +28,7 @@ _COUNT = text(
     f"""
 WITH waiting AS (
     UPDATE attempts SET counted = true
-    WHERE (work_id, number) IN (SELECT work_id, number FROM attempts WHERE {_ENDED} LIMIT {AT_ONCE})
+    WHERE (work_id, number) IN (SELECT work_id, number {_ENDED})
     RETURNING *
 )
 INSERT INTO attempt_totals AS total (kind, queue, measure, label, bucket, count, seconds) {_MEASURED}
@@ -38,7 +38,7 @@ DO UPDATE SET count = total.count + excluded.count, seconds = total.seconds + ex
 )
 
 ALL = f"""
-WITH waiting AS (SELECT * FROM attempts WHERE {_ENDED})
+WITH waiting AS (SELECT * {_ENDED})
 SELECT kind, queue, measure, label, bucket, sum(count)::bigint AS count, sum(seconds)::float AS seconds
 FROM (SELECT * FROM attempt_totals UNION ALL {_MEASURED}) AS every
 GROUP BY 1, 2, 3, 4, 5 ORDER BY 1, 2, 3, 4, 5

@@ -11,7 +11,10 @@ down_revision = "0016_create_plans"
 def upgrade() -> None:
     json = postgresql.JSONB(none_as_null=True)
     op.add_column("attempts", sa.Column("phases", json, server_default="{}", nullable=False))
-    op.add_column("attempts", sa.Column("counted", sa.Boolean(), server_default="false", nullable=False))
+    # What has ended before is not counted: a million of them would be a burst that never was.
+    op.add_column("attempts", sa.Column("counted", sa.Boolean(), server_default="true", nullable=False))
+    op.alter_column("attempts", "counted", server_default="false")
+    op.execute("UPDATE attempts SET counted = false WHERE ended_at IS NULL")
     op.create_index(
         "ix_attempts_uncounted",
         "attempts",

@@ -168,6 +168,8 @@ def test_the_readers_are_those_with_a_key_or_with_the_token_alone(
     set_settings(metrics_token="operator")
     assert [status(sent) for sent in (None, "wrong", key, other, "operator")] == [401, 401, 401, 401, 200]
     assert client.get("/v1/models", headers={"Authorization": "Bearer operator"}).status_code == 401
+    set_settings(metrics_token="")
+    assert [status(sent) for sent in (None, "", key)] == [401, 401, 200]
 
 
 def test_nobody_learns_ids_of_projects_or_jobs(client: TestClient, session: Session, project: Project) -> None:
@@ -210,6 +212,7 @@ def test_a_round_serves_many_scrapes(client: TestClient, session: Session, proje
     assert of(scrape(client), "finetuned_jobs", status="validating_files") == 1
 
 
+@pytest.mark.long  # the broker's client takes its time
 def test_rings_that_fail_are_counted(client: TestClient, set_settings: SetSettings) -> None:
     before = of(scrape(client), "finetuned_doorbell_rings_total", outcome="failed")
     set_settings(broker_url="redis://127.0.0.1:1/0")

@@ -133,6 +133,7 @@ def test_the_last_failure_of_a_job_is_no_retry(client: TestClient, session: Sess
 
     assert of(found, "finetuned_attempt_errors_total", kind="train", queue="cpu", code="out_of_memory") == 1
     assert not [name for name, _ in found if name == "finetuned_retries_total"]
+    assert of(found, "finetuned_lease_losses_total", kind="train", queue="cpu") == 0
 
 
 def test_requests_are_counted_by_route_and_not_by_what_callers_make_up(client: TestClient) -> None:

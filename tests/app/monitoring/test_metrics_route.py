@@ -190,14 +190,17 @@ def test_nobody_learns_ids_of_projects_or_jobs(client: TestClient, session: Sess
 def without_database(servers: None, set_settings: SetSettings) -> Iterator[TestClient]:
     get_engine().dispose()
     get_engine.cache_clear()
-    set_settings(metrics_token="operator", database_url="postgresql+psycopg://nobody@127.0.0.1:1/none")
+    set_settings(metrics_token="operator", database_url="postgresql+psycopg://nobody:hunter2@127.0.0.1:1/none")
     with TestClient(create_app(), headers={"Authorization": "Bearer operator"}) as client:
         yield client
     get_engine.cache_clear()
 
 
-def test_a_database_that_is_away_is_a_figure(without_database: TestClient) -> None:
+def test_a_database_that_is_away_is_a_figure(without_database: TestClient, caplog: pytest.LogCaptureFixture) -> None:
     found = scrape(without_database)
+
+    assert "the database does not answer" in caplog.text
+    assert "hunter2" not in caplog.text
 
     assert of(found, "finetuned_database_up") == 0
     assert of(found, "finetuned_database_connections", pool="sessions", state="in_use") == 0

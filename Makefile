@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 TUNING ?= qlora
 
-.PHONY: setup check test test-all faults test-gpu examples demo bench bench-api bench-data clean-demo
+.PHONY: setup check test test-all faults test-gpu examples demo bench bench-api bench-data bench-queue clean-demo
 
 setup: .venv/.ready
 
@@ -51,6 +51,9 @@ bench-data: setup
 
 bench-api: setup
 	$(BIN)/python -m benchmarks.api --train
+
+bench-queue: setup
+	$(BIN)/python -m benchmarks.queue
 
 # What Dockerfile and docker-compose.yml do, for machines without Docker: the images' steps install into VENV, and the
 # services' commands come from there with BIN=$(VENV)/bin. tests/test_deployment.py holds the three files together.

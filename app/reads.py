@@ -12,7 +12,7 @@ from psycopg.errors import QueryCanceled
 from psycopg.rows import TupleRow, namedtuple_row
 from psycopg.types.json import set_json_loads
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
-from sqlalchemy import Select
+from sqlalchemy import Select, TextClause
 from sqlalchemy.dialects.postgresql import psycopg as dialect
 
 from app.db import conninfo
@@ -21,7 +21,7 @@ from app.settings import get_settings
 CONNECTIONS = 4
 
 
-def question(statement: Select[Any]) -> str:
+def question(statement: Select[Any] | TextClause) -> str:
     """A statement as the connections take it; its bound parameters keep their names."""
     return str(statement.compile(dialect=dialect.dialect()))  # type: ignore[no-untyped-call]  # SQLAlchemy's is untyped
 
@@ -33,7 +33,7 @@ class Reads:
         self._pool: AsyncConnectionPool[psycopg.AsyncConnection[TupleRow]] | None = None
         self._opening = asyncio.Lock()
 
-    async def first(self, question: str, **values: str) -> Any | None:
+    async def first(self, question: str, **values: str | list[str]) -> Any | None:
         """The first row of an answer, its columns by name. Raises `psycopg.OperationalError`.
 
         After a restart of the database each connection fails once, and is replaced.

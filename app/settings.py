@@ -91,6 +91,8 @@ class Settings(BaseSettings):
     """How long training goes on while Postgres is away."""
     max_retries: int = 3
     """Failed attempts that are forgiven; a shutdown costs none."""
+    max_running_per_project: Annotated[int, Field(ge=1)] | None = None
+    """Jobs that a project may have in training at once, in all queues together; None: as many as there are slots."""
     retry_delays: tuple[Duration, ...] = (timedelta(seconds=30), timedelta(minutes=2), timedelta(minutes=10))
     hang_timeout: Duration = timedelta(minutes=10)
     """For which a trainer may say nothing in its steps, if 20 of its own are not longer; in loading, six times that."""

@@ -93,7 +93,9 @@ def announce(
     session.refresh(file)
     if expires_after is not None:
         file.expires_at = file.created_at + timedelta(seconds=expires_after)
-    work_service.enqueue(session, WorkKind.FETCH, subject=file.id, queue=PREPARE, priority="normal")
+    work_service.enqueue(
+        session, WorkKind.FETCH, subject=file.id, project_id=project.id, queue=PREPARE, priority="normal"
+    )
     return file
 
 

@@ -22,6 +22,7 @@ from app.jobs.status import FINAL, JobStatus, sources
 from app.planning.guardrails import Guardrail
 from app.queue import PREPARE
 from app.registry.models import RegisteredModel
+from app.settings import get_settings
 from app.webhooks import service as webhooks
 from app.work import lifecycle as work
 from app.work import service as work_service
@@ -38,7 +39,9 @@ def submit(session: Session, job: Job, *, warnings: Sequence[Guardrail] = ()) ->
     session.add(job)
     session.flush()
     priority = job.spec["resources"]["priority"]
-    work_service.enqueue(session, WorkKind.PREPARE, subject=job.id, queue=PREPARE, priority=priority)
+    work_service.enqueue(
+        session, WorkKind.PREPARE, subject=job.id, project_id=job.project_id, queue=PREPARE, priority=priority
+    )
     events.begin(
         session,
         job.id,
@@ -56,7 +59,8 @@ def claim(session: Session, queue: str, *, who: Who, lease: timedelta) -> Claim 
     Work that waits although its job has ended or was paused, which no move leaves behind, follows its job: it would
     stand before all others for ever.
     """
-    claimed = work.claim(session, queue, who=who, lease=lease)
+    most = get_settings().max_running_per_project if queue != PREPARE else None
+    claimed = work.claim(session, queue, who=who, lease=lease, most=most)
     if claimed is not None and claimed.kind is WorkKind.TRAIN:
         try:
             started_at = func.coalesce(Job.started_at, func.now())
@@ -104,7 +108,15 @@ def queue_training(
         progress=None,  # the training's begins anew
         **({"queue": queue} if queue is not None else {}),
     )
-    work_service.enqueue(session, WorkKind.TRAIN, subject=job.id, queue=job.queue, priority=resolved.resources.priority)
+    work_service.enqueue(
+        session,
+        WorkKind.TRAIN,
+        subject=job.id,
+        project_id=job.project_id,
+        queue=job.queue,
+        priority=resolved.resources.priority,
+        seconds=(plan["duration"]["low"], plan["duration"]["high"]) if plan is not None else None,
+    )
     for found in warnings:
         events.tell(session, job.id, f"{found.message} {found.suggestion or ''}".strip(), level="warn")
     events.tell(session, job.id, "Files validated, moving job to queued state")

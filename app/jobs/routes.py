@@ -3,6 +3,7 @@
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
+from sqlalchemy.orm import Session
 
 from app import queue
 from app.errors import InvalidRequest
@@ -21,11 +22,13 @@ from app.http import (
     limit_query,
     list_of,
 )
-from app.jobs import lifecycle, metrics, service
+from app.jobs import lifecycle, metrics, service, waiting
+from app.jobs.models import Job
 from app.jobs.schemas import AttemptList, AttemptRead, CheckpointRead, EventRead, JobRead, MetricsRead
 from app.jobs.service import Filter, Repeat
 from app.jobs.spec import JobRequest
 from app.jobs.status import JobStatus
+from app.jobs.waiting import Wait
 from app.work import service as work_service
 
 router = APIRouter(prefix="/v1/fine_tuning/jobs", tags=["fine-tuning jobs"])
@@ -78,6 +81,10 @@ async def _filter(
     return Filter(pairs, status or (), model, method, tuning, created_after, q)
 
 
+def _read(session: Session, job: Job) -> JobRead:
+    return JobRead.of(job, waiting.of_jobs(session, [job]).get(job.id, Wait()))
+
+
 @router.post("", response_model=JobRead)
 def create_job(
     request: JobRequest, caller: CallerDep, session: SessionDep, repeat: Annotated[Repeat, Depends(_repeat)]
@@ -85,10 +92,11 @@ def create_job(
     """Queue a fine-tuning job; a request that a client repeats because the answer was lost makes no second one."""
     with session.begin():
         job = service.submit(session, caller, request, repeat)
+        read = _read(session, job)
         failpoint("before_commit")
     failpoint("after_commit_before_ring")
     queue.ring(queue.PREPARE)  # a doorbell: hands to a thread, never waits, may be lost
-    return answer(JobRead.of(job))
+    return answer(read)
 
 
 @router.get("", response_model=ListRead[JobRead], openapi_extra=_LIST)
@@ -104,28 +112,29 @@ def list_jobs(
     """List jobs, newest first. With `If-None-Match` the answer is 304 as long as nothing in it has changed."""
     with session.begin():
         page = service.jobs(session, caller, wanted, after=after, limit=limit, oldest_first=order == "asc")
-    return conditional(request, list_of(page, [JobRead.of(job) for job in page.rows]))
+        waits = waiting.of_jobs(session, page.rows)
+    return conditional(request, list_of(page, [JobRead.of(job, waits.get(job.id, Wait())) for job in page.rows]))
 
 
 @router.get("/{job_id}", response_model=JobRead, openapi_extra=CONDITIONAL)
 async def get_job(request: Request, job_id: JobId, reads: ReadsDep, bearer: BearerDep) -> Response:
     """Retrieve a job. With `If-None-Match` the answer is 304 as long as nothing in it has changed."""
     job = await service.poll(reads, bearer.credentials if bearer else "", job_id)
-    return conditional(request, JobRead.of(job))
+    return conditional(request, JobRead.of(job, await waiting.of_job(reads, job)))
 
 
 @router.post("/{job_id}/cancel")
 def cancel_job(job_id: JobId, caller: CallerDep, session: SessionDep) -> JobRead:
     """Cancel a job: at once where it waits, with its current step where it runs (`desired` says so until then)."""
     with session.begin():
-        return JobRead.of(lifecycle.cancel(session, service.get(session, caller, job_id)))
+        return _read(session, lifecycle.cancel(session, service.get(session, caller, job_id)))
 
 
 @router.post("/{job_id}/pause")
 def pause_job(job_id: JobId, caller: CallerDep, session: SessionDep) -> JobRead:
     """Set a job aside: at once where it waits, with a checkpoint of its current step where it runs."""
     with session.begin():
-        return JobRead.of(lifecycle.pause(session, service.get(session, caller, job_id)))
+        return _read(session, lifecycle.pause(session, service.get(session, caller, job_id)))
 
 
 @router.post("/{job_id}/resume")
@@ -133,8 +142,9 @@ def resume_job(job_id: JobId, caller: CallerDep, session: SessionDep) -> JobRead
     """Queue a paused job again; it goes on from its last checkpoint."""
     with session.begin():
         job = lifecycle.resume(session, service.get(session, caller, job_id))
+        read = _read(session, job)
     queue.ring(job.queue)
-    return JobRead.of(job)
+    return read
 
 
 @router.get("/{job_id}/checkpoints")

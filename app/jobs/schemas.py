@@ -7,6 +7,7 @@ from pydantic import BaseModel
 
 from app.jobs.models import Job, JobCheckpoint, JobEvent, Label
 from app.jobs.status import JobStatus
+from app.jobs.waiting import Reason, Wait
 from app.work.models import Attempt, Work
 
 
@@ -27,6 +28,42 @@ class ProbeRead(BaseModel):
     seconds: float
     per_device_train_batch_size: int
     """Of the batch; fewer than was planned where `resources.on_oom` had it shrink."""
+
+
+class Interval(BaseModel):
+    """Unix seconds."""
+
+    earliest: int
+    latest: int
+
+
+class QueueRead(BaseModel):
+    """Where a job waits, why, and for how long."""
+
+    name: str
+    """The worker class that trains it."""
+    position: int | None
+    """1: next. Null: it does not wait in a queue, or is behind more than are counted."""
+    waiting_for: Reason | None
+    """`files` to be prepared, a `retry` after a failure, a `worker` of its class, `quota`, its `turn`, or `resume`."""
+    message: str | None
+    retry_at: int | None
+    starts_at_estimate: Interval | None
+    """By the plans and the progress of what is ahead; more urgent work may come."""
+    no_estimate_because: str | None
+
+    @classmethod
+    def of(cls, name: str, wait: Wait) -> Self:
+        """From what was found of its wait."""
+        return cls(
+            name=name,
+            position=wait.position,
+            waiting_for=wait.reason,
+            message=wait.message,
+            retry_at=wait.retry_at,
+            starts_at_estimate=Interval(earliest=wait.starts[0], latest=wait.starts[1]) if wait.starts else None,
+            no_estimate_because=wait.no_forecast,
+        )
 
 
 class JobRead(BaseModel):
@@ -62,7 +99,7 @@ class JobRead(BaseModel):
     """What it was planned to take, once its files are prepared, as `POST /v1/fine_tuning/plans` answers."""
     probe: ProbeRead | None
     """What its longest batch took, which is known before its first step."""
-    queue: str
+    queue: QueueRead
     desired: str
     paused_by: str | None
     started_at: int | None
@@ -70,7 +107,7 @@ class JobRead(BaseModel):
     """Identity of the base, once preparing has computed it."""
 
     @classmethod
-    def of(cls, job: Job) -> Self:
+    def of(cls, job: Job, wait: Wait) -> Self:
         """From the row; numbers stand where `auto` stood, once they are known."""
         spec = job.resolved or job.spec
         hyperparameters = spec["method"][spec["method"]["type"]]["hyperparameters"]
@@ -103,7 +140,7 @@ class JobRead(BaseModel):
             progress=job.progress,
             plan=job.plan,
             probe=ProbeRead.model_validate(job.probe) if job.probe else None,
-            queue=job.queue,
+            queue=QueueRead.of(job.queue, wait),
             desired=job.desired or "run",
             paused_by=job.paused_by,
             started_at=int(job.started_at.timestamp()) if job.started_at else None,

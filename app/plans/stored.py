@@ -109,7 +109,9 @@ def _dry_run(session: Session, project: Project, planned: Planned, *, priority: 
         where=StoredDryRun.error.is_not(None) & (StoredDryRun.finished_at < func.now() - TRIED_AGAIN_AFTER),
     ).returning(StoredDryRun.key)
     if session.scalar(entered) is not None:  # else it failed just now, or somebody asked at the same moment
-        work_service.enqueue(session, WorkKind.PLAN, subject=key, queue=PREPARE, priority=priority)
+        work_service.enqueue(
+            session, WorkKind.PLAN, subject=key, project_id=project.id, queue=PREPARE, priority=priority
+        )
     return session.get_one(StoredDryRun, key, populate_existing=True)
 
 

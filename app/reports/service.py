@@ -65,7 +65,9 @@ def report(
     }
     inserted = insert(FileReport).values(**row).on_conflict_do_nothing().returning(FileReport.id)
     if session.scalar(inserted) is not None:  # else somebody asked at the same moment
-        work_service.enqueue(session, WorkKind.REPORT, subject=str(row["id"]), queue=PREPARE, priority="normal")
+        work_service.enqueue(
+            session, WorkKind.REPORT, subject=str(row["id"]), project_id=project.id, queue=PREPARE, priority="normal"
+        )
     return session.scalars(select(FileReport).where(*mine)).one()
 
 
@@ -87,7 +89,9 @@ def preview(session: Session, report: FileReport, *, asked: dict[str, list[int]]
         .returning(FilePreview.id)
     )
     if session.scalar(inserted) is not None:
-        work_service.enqueue(session, WorkKind.PREVIEW, subject=preview_id, queue=PREPARE, priority="high")
+        work_service.enqueue(
+            session, WorkKind.PREVIEW, subject=preview_id, project_id=report.project_id, queue=PREPARE, priority="high"
+        )
     return session.scalars(select(FilePreview).where(*mine)).one()
 
 
@@ -245,6 +249,8 @@ def _again(session: Session, made: FileReport) -> FileReport:
         .returning(FileReport.id)
     )
     if session.scalar(reset) is not None:
-        work_service.enqueue(session, WorkKind.REPORT, subject=made.id, queue=PREPARE, priority="normal")
+        work_service.enqueue(
+            session, WorkKind.REPORT, subject=made.id, project_id=made.project_id, queue=PREPARE, priority="normal"
+        )
     session.refresh(made)
     return made

@@ -13,8 +13,11 @@ from sqlalchemy import ColumnElement, func, select, update
 from sqlalchemy.orm import Session
 
 from app.errors import IllegalMove
+from app.work import turns
 from app.work.models import Attempt, Work
 from app.work.status import Desired, WorkKind, WorkStatus, sources
+
+CLAIMS_LOCK = 0x636C6169
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,28 +40,20 @@ class Who:
     device: dict[str, Any]
 
 
-def claim(session: Session, queue: str, *, who: Who, lease: timedelta) -> Claim | None:
-    """Take the first work of a queue by priority and age, or None. Two claimers never get the same row."""
-    first = (
-        select(Work.id)
-        .where(Work.queue == queue, Work.status == WorkStatus.QUEUED, Work.available_at <= func.now())
-        .order_by(Work.priority, Work.id)
-        .limit(1)
-        .with_for_update(skip_locked=True)
-    )
-    work = session.scalar(
-        update(Work)
-        .where(Work.id == first.scalar_subquery())
-        .values(status=WorkStatus.RUNNING, attempt=Work.attempt + 1, lease_until=func.now() + lease)
-        .returning(Work)
-    )
-    if work is None:
+def claim(session: Session, queue: str, *, who: Who, lease: timedelta, most: int | None = None) -> Claim | None:
+    """Take the first work of a queue, or None; see `turns`. Two claimers never get the same row.
+
+    `most`: pieces of training that a project may have running at once, in all queues together.
+    """
+    values = {"queue": queue, "lease": lease, "worker_id": who.worker_id, "host": who.host, "device": who.device}
+    if most is None:
+        row = session.execute(turns.TAKE, values).one_or_none()
+    else:
+        session.execute(select(func.pg_advisory_xact_lock(CLAIMS_LOCK)))  # what is counted holds until the commit
+        row = session.execute(turns.TAKE_BELOW_LIMIT, {**values, "most": most}).one_or_none()
+    if row is None:
         return None
-    session.add(
-        Attempt(work_id=work.id, number=work.attempt, worker_id=who.worker_id, host=who.host, device=who.device)
-    )
-    session.flush()
-    return Claim(work.id, WorkKind(work.kind), work.subject, work.attempt, work.failed_attempts)
+    return Claim(row.id, WorkKind(row.kind), row.subject, row.attempt, row.failed_attempts)
 
 
 def prolong(session: Session, holder: Claim, *, lease: timedelta) -> Desired:
@@ -90,20 +85,25 @@ def fail(session: Session, holder: Claim, error: dict[str, Any]) -> None:
 
 
 def retry(session: Session, holder: Claim, error: dict[str, Any], *, delay: timedelta, outcome: str = "failed") -> None:
-    """Running → queued after a failure of the infrastructure, which counts against the retries."""
+    """Running → queued after a failure of the infrastructure, which counts against the retries.
+
+    After a delay it stands behind its project's other work; without one it keeps its place.
+    """
     _move(
         session,
         holder,
         WorkStatus.QUEUED,
         failed_attempts=Work.failed_attempts + 1,
-        available_at=func.now() + delay,
+        **({"available_at": func.now() + delay} if delay else {}),
     )
     _end_attempt(session, holder, outcome, error)
 
 
 def requeue(session: Session, holder: Claim, *, outcome: str, delay: timedelta = timedelta()) -> None:
-    """Running → queued, unharmed and uncounted: its worker is shutting down or too old, or a pause was wished."""
-    _move(session, holder, WorkStatus.QUEUED, available_at=func.now() + delay)
+    """Running → queued, unharmed, uncounted, in its old place: its worker shuts down or is too old, or a pause was
+    wished.
+    """
+    _move(session, holder, WorkStatus.QUEUED, **({"available_at": func.now() + delay} if delay else {}))
     _end_attempt(session, holder, outcome)
 
 

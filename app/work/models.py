@@ -21,7 +21,17 @@ class Work(Base):
         CheckConstraint(f"(finished_at IS NOT NULL) = (status IN ({_final}))", "finished_when_final"),
         CheckConstraint("(lease_until IS NOT NULL) = (status = 'running')", "leased_when_running"),
         CheckConstraint("attempt >= failed_attempts AND failed_attempts >= 0", "attempts_counted"),
-        Index("ix_work_claim", "queue", "priority", "id", postgresql_where=text("status = 'queued'")),
+        Index(
+            "ix_work_turns",
+            *("queue", "priority", "project_id", "available_at", "id"),
+            postgresql_where=text("status = 'queued'"),
+        ),
+        Index("ix_work_running", "project_id", "queue", postgresql_where=text("status = 'running'")),
+        Index(
+            "ix_work_claimed",
+            *("queue", "project_id", "claimed_at"),
+            postgresql_where=text("claimed_at IS NOT NULL"),
+        ),
         Index("ix_work_leases", "lease_until", postgresql_where=text("status = 'running'")),
         Index("ix_work_subject", "subject"),
     )
@@ -30,6 +40,8 @@ class Work(Base):
     kind: Mapped[str]
     subject: Mapped[str]
     """Id of what the work is done to: a job's, a report's, a preview's."""
+    project_id: Mapped[str] = mapped_column(server_default="")
+    """Whose share of the queue it takes; empty: entered by a version that did not say."""
     queue: Mapped[str]
     priority: Mapped[int]
     status: Mapped[str] = mapped_column(server_default=WorkStatus.QUEUED)
@@ -39,6 +51,12 @@ class Work(Base):
     failed_attempts: Mapped[int] = mapped_column(server_default="0")
     lease_until: Mapped[Time | None]
     available_at: Mapped[Time] = mapped_column(server_default=func.now())
+    """Not claimed before that, and among a project's work of one priority in this order."""
+    claimed_at: Mapped[Time | None]
+    """Last."""
+    seconds_low: Mapped[float | None]
+    """With `seconds_high` the interval in which it should be done once it is claimed; None: nobody knows."""
+    seconds_high: Mapped[float | None]
     created_at: Mapped[CreatedAt]
     finished_at: Mapped[Time | None]
 

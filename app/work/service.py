@@ -13,11 +13,33 @@ from app.work.models import Attempt, Work, Worker
 from app.work.status import PRIORITIES, WorkKind, WorkStatus
 
 CPU = "cpu"
+HEARD_WITHIN = timedelta(seconds=30)
+"""Three heartbeats: a worker that was heard of so lately is up."""
 
 
-def enqueue(session: Session, kind: WorkKind, *, subject: str, queue: str, priority: str) -> None:
-    """Queue work; whoever hears the doorbell after the commit claims it."""
-    session.execute(insert(Work).values(kind=kind, subject=subject, queue=queue, priority=PRIORITIES[priority]))
+def enqueue(
+    session: Session,
+    kind: WorkKind,
+    *,
+    subject: str,
+    project_id: str,
+    queue: str,
+    priority: str,
+    seconds: tuple[float, float] | None = None,
+) -> None:
+    """Queue work; whoever hears the doorbell after the commit claims it. `seconds`: how long it should take."""
+    low, high = seconds or (None, None)
+    session.execute(
+        insert(Work).values(
+            kind=kind,
+            subject=subject,
+            project_id=project_id,
+            queue=queue,
+            priority=PRIORITIES[priority],
+            seconds_low=low,
+            seconds_high=high,
+        )
+    )
 
 
 def choose_queue(session: Session, *, gpu_memory_gb: int | None) -> str:
@@ -97,9 +119,9 @@ def forget_silent(session: Session, age: timedelta) -> None:
 
 
 def workers(session: Session) -> list[tuple[Worker, Work | None, bool]]:
-    """Every worker known, what it is busy with, and whether it was heard within three heartbeats' time (30 s)."""
+    """Every worker known, what it is busy with, and whether it is up."""
     rows = session.execute(
-        select(Worker, Work, Worker.heard_at > func.now() - timedelta(seconds=30))
+        select(Worker, Work, Worker.heard_at > func.now() - HEARD_WITHIN)
         .outerjoin(Attempt, (Attempt.worker_id == Worker.id) & Attempt.ended_at.is_(None))
         .outerjoin(Work, (Work.id == Attempt.work_id) & (Work.status == WorkStatus.RUNNING))
         # A slot whose child was killed has two open attempts until the first one's lease runs out.

@@ -88,9 +88,9 @@ def test_it_follows_the_memory_of_the_workers_that_would_train(client: TestClien
         for file in folder.iterdir():
             file.unlink()
         folder.rmdir()
-    assert (small["queue"], small["tuning"]["type"]) == ("gpu-16", "qlora")
+    assert (small["queue"]["name"], small["tuning"]["type"]) == ("gpu-16", "qlora")
     assert "gpu-16 has 15.0" in small["warnings"][0]["message"]
-    assert (large["queue"], large["tuning"]["type"]) == ("gpu-24", "lora")
+    assert (large["queue"]["name"], large["tuning"]["type"]) == ("gpu-24", "lora")
 
 
 def test_a_hub_model_gets_the_recipe_and_is_told_what_was_not_known(client: TestClient) -> None:

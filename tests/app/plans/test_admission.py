@@ -89,7 +89,7 @@ def test_a_job_goes_to_the_smallest_class_with_room(
     given = {"per_device_train_batch_size": 2, "gradient_checkpointing": False}
     method = {"type": "supervised", "supervised": {"hyperparameters": given}}
     asked = submitted(client, with_weights, method=method).json()
-    assert asked["queue"] == "gpu-24"
+    assert asked["queue"]["name"] == "gpu-24"
     job = prepared_as(session, asked["id"], longest=longest)
     assert (job.status, job.queue) == ("queued", queue)
     assert job.plan is not None

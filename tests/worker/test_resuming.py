@@ -60,8 +60,8 @@ def save(work_dir: Path, step: int, *, best: int | None = None, course: Course =
 
 def store(claim: Claim, work_dir: Path, storage: Storage, stored: Stored | None = None) -> None:
     """Until there is nothing left to store."""
-    with CheckpointUploader(claim, work_dir, storage, stored or Stored()) as uploader:
-        uploader.finish(Lease(claim), pytest.fail)
+    with CheckpointUploader(claim, work_dir, storage, stored or Stored(), warn=pytest.fail) as uploader:
+        uploader.finish(Lease(claim))
 
 
 def go_on(
@@ -319,8 +319,8 @@ def test_an_attempt_waits_for_its_last_checkpoint_as_long_as_its_grace(
     shutdown._began_at.value = 0.0 if ends == "paused" else time.monotonic()
     try:
         began = time.monotonic()
-        with CheckpointUploader(claim, tmp_path, storage, Stored()) as uploader:
-            uploader.finish(Lease(claim), told.append)
+        with CheckpointUploader(claim, tmp_path, storage, Stored(), warn=told.append) as uploader:
+            uploader.finish(Lease(claim))
         assert 0.5 <= time.monotonic() - began < 15
     finally:
         shutdown._began_at.value = 0.0

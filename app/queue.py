@@ -45,6 +45,7 @@ def get_celery() -> Celery:
         worker_enable_remote_control=False,
         worker_hijack_root_logger=False,
         worker_prefetch_multiplier=1,
+        worker_proc_alive_timeout=60.0,  # Celery's 4 s kill a pool child that starts on a busy machine
         worker_send_task_events=False,
     )
     return celery

@@ -1,9 +1,12 @@
 """One job of the whole service, as whoever runs it sees it: in the figures, in the lines of the logs, as a trace."""
 
 import json
+import re
+from pathlib import Path
 from typing import Any
 
 import httpx
+import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from app.monitoring.otel import ids_of
@@ -11,18 +14,22 @@ from tests import spans, tiny
 from tests.receiver import Receiver
 from tests.running import Service, wait_for
 
+README = Path(__file__).parents[1] / "README.md"
 PARTS = ("api", "prepare", "worker-0", "sweeper")
+
+
+def scraped(service: Service) -> str:
+    headers = {"Authorization": f"Bearer {service.key}"}
+    return httpx.get(f"{service.url}/metrics", headers=headers, trust_env=False, timeout=30).raise_for_status().text
 
 
 def figures(service: Service) -> dict[str, float]:
     """By name and labels, but for those that name a worker."""
-    headers = {"Authorization": f"Bearer {service.key}"}
-    answer = httpx.get(f"{service.url}/metrics", headers=headers, trust_env=False, timeout=30).raise_for_status()
     return {
         " ".join(
             [sample.name, *(value for name, value in sorted(sample.labels.items()) if name not in ("worker", "host"))]
         ): (sample.value)
-        for family in text_string_to_metric_families(answer.text)
+        for family in text_string_to_metric_families(scraped(service))
         for sample in family.samples
     }
 
@@ -71,3 +78,17 @@ def test_a_job_is_seen_in_figures_lines_and_a_trace(service: Service, collector:
         "saving",
         "publish",
     }
+
+
+def test_what_the_readme_watches_is_there(service: Service) -> None:
+    chapter = README.read_text().split("\n### Watching it\n")[1].split("\n### ")[0]
+    scrape, alerts = (
+        yaml.safe_load(block) for block in re.findall(r"^```yaml\n(.*?)^```$", chapter, re.MULTILINE | re.DOTALL)
+    )
+    known = re.findall(r"^# TYPE (\w+) ", scraped(service), re.MULTILINE)
+
+    assert [one["job_name"] for one in scrape["scrape_configs"]] == ["finetuned"]
+    assert all({"alert", "expr"} <= set(rule) for group in alerts["groups"] for rule in group["rules"])
+    named = re.findall(r"\bfinetuned_\w+", chapter) + [f"finetuned{name}" for name in re.findall(r"`(_\w+)`", chapter)]
+    assert len(named) > 20
+    assert set(named) <= set(known)

@@ -53,7 +53,6 @@ class Occupied:
     def enter(self) -> None:
         """Show up, and start the first trainers ahead. Called by the thread that will run the work: its trainers die
         with it."""
-        traces.sender()  # loaded here, and not while the first attempt waits for it
         self._presence.start()
         preparing = [WorkKind.PREPARE, WorkKind.PLAN] if get_settings().dry_runs else [WorkKind.PREPARE]
         for kind in preparing if self._place.queue == PREPARE else [WorkKind.TRAIN]:
@@ -77,6 +76,7 @@ class Occupied:
         traces.close()
 
     def _be_heard(self) -> None:
+        traces.sender()  # loaded in this thread: Celery kills a child that takes 4 s to start
         interval = get_settings().heartbeat_interval.total_seconds()
         meter = Meter(self._place.device)
         prune_at = 0.0

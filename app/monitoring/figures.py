@@ -159,7 +159,8 @@ def _of_attempts(rows: list[Any]) -> list[Metric]:
     of: dict[str, list[Any]] = {"outcome": [], "error": [], "retry": [], "phase": []}
     for row in rows:
         of[row.measure].append(row)
-    lost = [row for row in of["outcome"] if row.label == "lease_expired"]
+    lost = dict.fromkeys((_of(row)[:2] for row in of["outcome"]), 0)  # 0 before the first: of nothing is no increase
+    lost |= {_of(row)[:2]: row.count for row in of["outcome"] if row.label == "lease_expired"}
     return [
         _counter(
             "finetuned_attempts",
@@ -189,7 +190,7 @@ def _of_attempts(rows: list[Any]) -> list[Metric]:
             "finetuned_lease_losses",
             "Attempts whose worker was not heard of again.",
             None,
-            [(*_of(row)[:2], row.count) for row in lost],
+            [(*named, count) for named, count in lost.items()],
         ),
         _phases(of["phase"]),
     ]

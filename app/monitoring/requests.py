@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator
+from functools import cache
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -32,8 +33,15 @@ def answered(scope: Scope, status: int, began: float) -> None:
     """Note an answer as it begins; `began` is `time.perf_counter()` at the request."""
     method = scope["method"] if scope["method"] in METHODS else UNKNOWN
     route = getattr(scope.get("route"), "path", UNKNOWN)
-    _requests.labels(method, route, status).inc()
-    _seconds.labels(method, route).observe(time.perf_counter() - began)
+    requests, seconds = _series(method, route, status)
+    requests.inc()
+    seconds.observe(time.perf_counter() - began)
+
+
+@cache
+def _series(method: str, route: str, status: int) -> tuple[Counter, Histogram]:
+    """Remembered, since to look them up takes longer than to count; there are as many as there are series."""
+    return _requests.labels(method, route, status), _seconds.labels(method, route)
 
 
 def figures(reads: Reads) -> Iterator[Metric]:

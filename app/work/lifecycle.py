@@ -124,8 +124,9 @@ def retry(session: Session, holder: Claim, error: dict[str, Any], *, delay: time
 
 
 def requeue(session: Session, holder: Claim, *, outcome: str, delay: timedelta = timedelta()) -> None:
-    """Running → queued, unharmed, uncounted, in its old place: its worker shuts down or is too old, or a pause was
-    wished.
+    """Running → queued, unharmed and uncounted: its worker is shutting down or too old, or a pause was wished.
+
+    Without a delay in its old place.
     """
     _move(session, holder, WorkStatus.QUEUED, **({"available_at": func.now() + delay} if delay else {}))
     _end_attempt(session, holder, outcome)

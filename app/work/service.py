@@ -100,6 +100,8 @@ def note_resume(session: Session, holder: Claim, step: int) -> None:
 
 def note_phases(session: Session, holder: Claim, phases: dict[str, float]) -> None:
     """Remember how many seconds an attempt was at what, and waited before. To be noted before the move that ends it."""
+    # Before the attempt, as every move does, so that a sweeper and a zombie do not wait for each other.
+    session.execute(select(Work.id).where(Work.id == holder.work_id).with_for_update())
     ended_before = select(func.max(Attempt.ended_at)).where(
         Attempt.work_id == holder.work_id, Attempt.number < holder.attempt
     )

@@ -4,8 +4,8 @@ import sqlalchemy as sa
 from alembic import op
 from sqlalchemy.dialects import postgresql
 
-revision = "0017_count_attempts"
-down_revision = "0016_create_plans"
+revision = "0019_count_attempts"
+down_revision = "0018_share_queues"
 
 
 def upgrade() -> None:

@@ -4,8 +4,8 @@ import sqlalchemy as sa
 from alembic import op
 from sqlalchemy.dialects import postgresql
 
-revision = "0018_pause_for_space"
-down_revision = ("0017_count_attempts", "0017_create_resume_states", "0017_share_queues")
+revision = "0020_pause_for_space"
+down_revision = "0019_count_attempts"
 
 
 def upgrade() -> None:

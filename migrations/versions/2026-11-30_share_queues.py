@@ -3,8 +3,8 @@
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0017_share_queues"
-down_revision = "0016_create_plans"
+revision = "0018_share_queues"
+down_revision = "0017_create_resume_states"
 
 OWNED = ("jobs", "files", "file_reports")
 """Whose rows are subjects of work and know their project."""

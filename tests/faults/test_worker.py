@@ -1,5 +1,6 @@
 """What happens to a job when whoever works at it is killed, stopped, deaf, or told to end: real signals, all of it."""
 
+import fcntl
 import signal
 import time
 from collections.abc import Iterator
@@ -315,6 +316,24 @@ def test_a_trainer_deaf_to_its_cancel_is_killed_after_its_grace(service: Service
 
     assert time.monotonic() - began >= float(SHORT["FINETUNED_STOP_GRACE"])
     assert service.finished(job_id).status == "cancelled"
+
+
+@pytest.mark.fault(10)
+@pytest.mark.long
+def test_nobody_trains_on_a_device_while_a_trainer_of_nobody_s_holds_it(service: Service, rows: str) -> None:
+    """A lock that trainers inherit: here this process has it, as a trainer that has outlived its worker would."""
+    (service.home / "locks").mkdir(exist_ok=True)
+    with frozen(worker_of(service)), (service.home / "locks" / "cpu-21.lock").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with service.another_worker(21):
+            job_id = submit(service, rows, max_steps=1)
+            wait_for(lambda: status_of(service, job_id) == "queued", 60, every=0.2)
+            with service.broker() as broker:
+                wait_for(lambda: not broker.llen("cpu"), 30)  # it has heard
+            time.sleep(1)
+            assert status_of(service, job_id) == "queued"
+            fcntl.flock(held, fcntl.LOCK_UN)
+            assert service.finished(job_id).status == "succeeded"
 
 
 @pytest.mark.fault(7)

@@ -41,6 +41,7 @@ def hasty(session: Session) -> Iterator[Session]:
     engine.dispose()
 
 
+@pytest.mark.fault(36)
 def test_files_that_jobs_will_read_stay_and_keep_no_others_from_going(
     session: Session, project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -133,6 +133,7 @@ def test_the_last_failure_of_a_job_is_no_retry(client: TestClient, session: Sess
 
     assert of(found, "finetuned_attempt_errors_total", kind="train", queue="cpu", code="out_of_memory") == 1
     assert not [name for name, _ in found if name == "finetuned_retries_total"]
+    assert of(found, "finetuned_lease_losses_total", kind="train", queue="cpu") == 0
 
 
 def test_requests_are_counted_by_route_and_not_by_what_callers_make_up(client: TestClient) -> None:
@@ -189,14 +190,17 @@ def test_nobody_learns_ids_of_projects_or_jobs(client: TestClient, session: Sess
 def without_database(servers: None, set_settings: SetSettings) -> Iterator[TestClient]:
     get_engine().dispose()
     get_engine.cache_clear()
-    set_settings(metrics_token="operator", database_url="postgresql+psycopg://nobody@127.0.0.1:1/none")
+    set_settings(metrics_token="operator", database_url="postgresql+psycopg://nobody:hunter2@127.0.0.1:1/none")
     with TestClient(create_app(), headers={"Authorization": "Bearer operator"}) as client:
         yield client
     get_engine.cache_clear()
 
 
-def test_a_database_that_is_away_is_a_figure(without_database: TestClient) -> None:
+def test_a_database_that_is_away_is_a_figure(without_database: TestClient, caplog: pytest.LogCaptureFixture) -> None:
     found = scrape(without_database)
+
+    assert "the database does not answer" in caplog.text
+    assert "hunter2" not in caplog.text
 
     assert of(found, "finetuned_database_up") == 0
     assert of(found, "finetuned_database_connections", pool="sessions", state="in_use") == 0

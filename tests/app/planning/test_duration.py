@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from app.planning.duration import PRIOR_FACTOR, Measured, Work, by_arithmetic, duration, work_of
+from app.planning.duration import PRIOR_FACTOR, Measured, Work, _student, by_arithmetic, duration, work_of
 
 
 def work(flops: float, micro_steps: float = 100) -> Work:
@@ -72,3 +72,8 @@ def test_the_interval_holds_nine_of_ten_whatever_the_speed_and_its_spread(spread
             held += found.low <= seconds(of) <= found.high
             tried += 1
     assert held / tried >= 0.85
+
+
+@pytest.mark.parametrize(("degrees", "tabled"), [(2, 2.920), (3, 2.353), (5, 2.015), (10, 1.812), (30, 1.697)])
+def test_few_jobs_make_a_wider_interval_by_students_t(degrees: int, tabled: float) -> None:
+    assert _student(0.95, degrees) == pytest.approx(tabled, rel=0.02)

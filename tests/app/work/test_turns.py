@@ -108,6 +108,7 @@ def test_claimers_of_one_moment_go_to_different_projects(session: Session) -> No
     assert subjects == ["many-0", "few-0", "many-1"]
 
 
+@pytest.mark.fault(15)
 def test_many_claimers_take_everything_once_and_share_alike(session: Session) -> None:
     for project in ("a", "b", "c", "d"):
         enqueue(session, project, 50)

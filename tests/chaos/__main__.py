@@ -29,7 +29,7 @@ from tests.chaos import checks, histories, report
 from tests.chaos.histories import History
 from tests.chaos.plan import SLOTS, kills, submissions
 from tests.chaos.stream import Prober, Stream
-from tests.chaos.strikes import Strike, Striker
+from tests.chaos.strikes import OF_SLOTS, Strike, Striker
 from tests.running import SHORT, Service, up, wait_for
 
 SETTINGS = {"FINETUNED_MAX_RETRIES": "1000"}
@@ -118,7 +118,7 @@ def _strike(striker: Striker, arguments: argparse.Namespace, began: float) -> li
         if strike is not None:
             strikes.append(strike)
         what = "nobody there" if strike is None else f"in {strike.job_id}" if strike.job_id else ""
-        slot = f" of slot {kill.slot}" if "worker," in kill.victim or kill.victim == "trainer" else ""
+        slot = f" of slot {kill.slot}" if kill.victim in OF_SLOTS else ""
         console.print(f"{time.monotonic() - began:6.1f} s  {number:3d}  {kill.how} {kill.victim}{slot} {what}")
     raise AssertionError("the plan has no end")
 

@@ -66,8 +66,10 @@ class Kill:
     how: How
     slot: int
     """Whose worker, child or trainer."""
+    in_a_job: bool
+    """Whether to wait for a job to be trained there; for what trains, always."""
     after: float
-    """Seconds from the kill before it, once a victim of that kind is there."""
+    """Seconds from the kill before it, and from when its victim is there."""
     asleep: float
     """Seconds from SIGSTOP to SIGCONT."""
 
@@ -77,8 +79,10 @@ def kills(seed: int, *, every: float, lease: float) -> Iterator[Kill]:
     random = Random(seed)  # noqa: S311  to be had again
     while True:
         ((victim, how),) = random.choices(list(WEIGHTS), list(WEIGHTS.values()))
-        slot, after, asleep = random.randrange(SLOTS), random.uniform(0.2, 1.8), random.uniform(1, 5)
-        yield Kill(victim, how, slot, after * every, lease + asleep)
+        slot, in_a_job = random.randrange(SLOTS), random.random() < 0.5
+        after, asleep = random.uniform(0.2, 1.8), random.uniform(1, 5)
+        is_busy = victim is Victim.TRAINER or (in_a_job and victim in (Victim.WORKER, Victim.CHILD))
+        yield Kill(victim, how, slot, is_busy, after * every, lease + asleep)
 
 
 class Wish(StrEnum):

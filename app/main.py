@@ -17,6 +17,7 @@ import app.files.routes
 import app.graders.routes
 import app.jobs.routes
 import app.jobs.stream_routes
+import app.monitoring.routes
 import app.plans.recommendation_routes
 import app.plans.routes
 import app.registry.permission_routes
@@ -29,6 +30,8 @@ from app import http, openapi, queue
 from app.db import new_session
 from app.errors import Unavailable
 from app.jobs.feeds import Feeds
+from app.monitoring import traces
+from app.monitoring.figures import Figures
 from app.reads import Reads
 from app.reports import policy
 from app.work import service as work_service
@@ -75,7 +78,9 @@ def create_app() -> FastAPI:
 
     @asynccontextmanager
     async def alive(_: FastAPI) -> AsyncIterator[None]:
+        await run_in_threadpool(traces.sender)
         yield
+        await run_in_threadpool(traces.close)
         await feeds.close()
         await reads.close()
 
@@ -99,7 +104,7 @@ def create_app() -> FastAPI:
         return describe()
 
     api.openapi = describe_with_examples  # type: ignore[method-assign]  # as FastAPI's documentation has it
-    api.state.feeds, api.state.reads = feeds, reads
+    api.state.feeds, api.state.reads, api.state.figures = feeds, reads, Figures()
     for slice_ in (
         app.files.routes,
         app.uploads.routes,
@@ -113,6 +118,7 @@ def create_app() -> FastAPI:
         app.graders.routes,
         app.webhooks.routes,
         app.work.routes,
+        app.monitoring.routes,
     ):
         api.include_router(slice_.router)
     broker = BrokerWatch()

@@ -45,6 +45,7 @@ def get_celery() -> Celery:
         worker_enable_remote_control=False,
         worker_hijack_root_logger=False,
         worker_prefetch_multiplier=1,
+        worker_proc_alive_timeout=60.0,  # Celery's 4 s kill a pool child that starts on a busy machine
         worker_send_task_events=False,
     )
     return celery
@@ -57,6 +58,8 @@ class Doorbell:
         self._waiting: queue.Queue[str] = queue.Queue(maxsize=1000)
         self._thread: threading.Thread | None = None
         self._start = threading.Lock()
+        self.heard = {"rung": 0, "failed": 0, "dropped": 0}
+        """Rings by what came of them."""
 
     def ring(self, queue_name: str) -> None:
         """Say that a queue has work; returns at once, and may be lost."""
@@ -67,6 +70,7 @@ class Doorbell:
         try:
             self._waiting.put_nowait(queue_name)
         except queue.Full:
+            self.heard["dropped"] += 1
             log.warning("the doorbell is jammed; the sweeper will ring for queue %s", queue_name)
 
     def flush(self, seconds: float) -> None:
@@ -80,9 +84,12 @@ class Doorbell:
             queue_name = self._waiting.get()
             try:
                 get_celery().send_task(RUN, args=[queue_name], queue=queue_name, retry=False)
+                self.heard["rung"] += 1
             except (OperationalError, OSError) as error:
+                self.heard["failed"] += 1
                 log.warning("the broker does not answer (%s); the sweeper will ring for %s", error, queue_name)
             except Exception:
+                self.heard["failed"] += 1
                 log.exception("could not ring for queue %s", queue_name)
             finally:
                 self._waiting.task_done()
@@ -91,6 +98,11 @@ class Doorbell:
 _doorbell = Doorbell()
 ring = _doorbell.ring
 flush = _doorbell.flush
+
+
+def rings() -> dict[str, int]:
+    """How many of this process's rings have left, have failed, or were dropped because too many waited."""
+    return _doorbell.heard
 
 
 def broker_answers() -> bool:

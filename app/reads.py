@@ -51,6 +51,12 @@ class Reads:
                     raise
         raise AssertionError("the last try returns or raises")
 
+    def connections(self) -> dict[str, int]:
+        """How many are in use and how many are idle."""
+        stats = self._pool.get_stats() if self._pool is not None else {}
+        idle = stats.get("pool_available", 0)
+        return {"in_use": stats.get("pool_size", 0) - idle, "idle": idle}
+
     async def close(self) -> None:
         """Give the connections back."""
         if self._pool is not None:

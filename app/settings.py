@@ -8,9 +8,9 @@ from datetime import timedelta
 from functools import lru_cache
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import AliasChoices, BeforeValidator, Field, SecretStr
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 
@@ -48,6 +48,11 @@ class Settings(BaseSettings):
     database_pool_size: int = 10
     database_connect_timeout: Duration = timedelta(seconds=5)
     statement_timeout: Duration = timedelta(seconds=30)
+
+    log_format: Literal["text", "json"] = "text"
+    """`json`: an object a line, which names the job, the attempt or the request that it is about."""
+    metrics_token: SecretStr | None = None
+    """What opens `/metrics`, and nothing else does then; None: any API key does."""
 
     cors_origins: str = ""
     """Where dashboards in a browser come from, comma-separated, such as `https://dash.example.com`; empty: nowhere."""
@@ -124,6 +129,11 @@ class Settings(BaseSettings):
         timedelta(hours=24),
     )
     """After the first try, which is made at once; the table of the Standard Webhooks specification."""
+
+    otlp_endpoint: str = Field(
+        "", validation_alias=AliasChoices("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
+    )
+    """Where traces are sent, by OpenTelemetry's own variables; empty: nowhere."""
 
     fail_at: str | None = None
     """A failpoint for the fault tests: the process kills itself where this name stands."""

@@ -22,6 +22,7 @@ from app.queue import get_celery
 from app.settings import get_settings
 from app.storage import get_storage
 from tests import hub, running, tiny
+from tests.receiver import Receiver, receiving
 from worker.devices import device_of
 
 
@@ -140,7 +141,14 @@ def client(key: str) -> Iterator[TestClient]:
 
 
 @pytest.fixture(scope="session")
-def service() -> Iterator[running.Service]:
+def collector() -> Iterator[Receiver]:
+    """Where the service's traces go."""
+    with receiving() as collector:
+        yield collector
+
+
+@pytest.fixture(scope="session")
+def service(collector: Receiver) -> Iterator[running.Service]:
     """All of it as `finetuned up` runs it, with short leases: api, workers, trainers, sweeper as processes."""
     with tempfile.TemporaryDirectory(prefix="ft-") as folder:
         base = Path(folder) / "models" / "tiny"
@@ -149,7 +157,11 @@ def service() -> Iterator[running.Service]:
             hub.serving(base, "acme/tiny") as address,
             running.up(
                 Path(folder),
+                FINETUNED_LOG_FORMAT="json",
                 FINETUNED_WEBHOOK_ALLOW="127.0.0.0/8",
+                NO_PROXY="127.0.0.1",
+                OTEL_BSP_SCHEDULE_DELAY="200",  # milliseconds
+                OTEL_EXPORTER_OTLP_ENDPOINT=f"http://127.0.0.1:{collector.port}",
                 HF_ENDPOINT=address,
                 HF_HOME=f"{folder}/hub",
                 HF_HUB_OFFLINE="0",

@@ -137,13 +137,13 @@ def test_an_image_is_made_by_make(stage: str) -> None:
 
 
 def test_flash_attn_comes_after_torch_on_a_line_of_its_own() -> None:
-    assert made_by("install-worker")[-1][-1] == ".[worker,s3]"
+    assert made_by("install-worker")[-1][-1] == ".[worker,s3,otel]"
     assert made_by("install-gpu")[-1][-2:] == ["--no-build-isolation", ".[gpu]"]
     assert not any("gpu" in word for word in made_by("install-worker")[-1])
 
 
 def test_what_torch_does_not_need_is_installed_without_it() -> None:
-    assert made_by("install-api")[-1][-1] == ".[s3]"
+    assert made_by("install-api")[-1][-1] == ".[s3,otel]"
     assert {name for name, service in OURS.items() if service["build"]["target"] == "api"} == {
         "migrate",
         "api",

@@ -12,6 +12,7 @@ from datetime import timedelta
 from sqlalchemy.exc import SQLAlchemyError
 
 from app.db import new_session
+from app.monitoring import lines
 from app.settings import get_settings
 from app.webhooks import delivery
 from app.webhooks.delivery import Claimed, NotDelivered, Outcome
@@ -67,7 +68,8 @@ class Deliverer:
 
     def _deliver(self, claimed: Claimed) -> None:
         try:
-            _settle(claimed, _attempt(claimed))
+            with lines.about(webhook=claimed.delivery_id, endpoint=claimed.endpoint_id, attempt=claimed.attempt):
+                _settle(claimed, _attempt(claimed))
         finally:
             self._free.release()
 

@@ -1,13 +1,17 @@
 """What device a slot has, without torch: its name, its memory, and the worker class that follows."""
 
+import logging
 import platform
 import re
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
 import psutil
 import pynvml
+
+log = logging.getLogger(__name__)
 
 SOLD_GIGABYTES = (2, 4, 6, 8, 10, 11, 12, 16, 20, 24, 32, 40, 48, 64, 80, 94, 141, 180, 288)
 
@@ -40,6 +44,49 @@ class Device:
     def environment(self) -> dict[str, str]:
         """What makes a child process see this device and no other."""
         return {"CUDA_VISIBLE_DEVICES": self.uuid or ""}
+
+
+class Meter:
+    """What a slot's device is used for, read with each heartbeat; kept by one thread."""
+
+    def __init__(self, device: Device) -> None:
+        self._device = device
+        self._gpu: Any = None
+        self._process = psutil.Process()
+        psutil.cpu_percent()  # the next one is since this one
+
+    def read(self) -> dict[str, float]:
+        """Bytes of memory, a share of time, degrees Celsius; what the device does not tell is absent.
+
+        `process_memory_bytes` is resident memory of this process and of the trainers that it has started.
+        """
+        found: dict[str, float] = {"process_memory_bytes": self._resident()}
+        if self._device.uuid is None:
+            memory = psutil.virtual_memory()
+            found |= {
+                "memory_bytes": memory.total,
+                "memory_used_bytes": memory.total - memory.available,
+                "utilization": psutil.cpu_percent() / 100,
+            }
+            return found
+        try:
+            if self._gpu is None:
+                pynvml.nvmlInit()
+                self._gpu = pynvml.nvmlDeviceGetHandleByUUID(self._device.uuid)
+            memory = pynvml.nvmlDeviceGetMemoryInfo(self._gpu)
+            found |= {"memory_bytes": memory.total, "memory_used_bytes": memory.used}
+            found["utilization"] = pynvml.nvmlDeviceGetUtilizationRates(self._gpu).gpu / 100
+            found["temperature_celsius"] = pynvml.nvmlDeviceGetTemperature(self._gpu, pynvml.NVML_TEMPERATURE_GPU)
+        except pynvml.NVMLError as error:  # a partition of a GPU tells less, and a GPU that is lost nothing
+            log.debug("the GPU does not tell how it is used: %s", error)
+        return found
+
+    def _resident(self) -> int:
+        total = 0
+        for process in [self._process, *self._process.children(recursive=True)]:
+            with suppress(psutil.Error):  # it has ended meanwhile
+                total += process.memory_info().rss
+        return total
 
 
 def sold_gigabytes(memory_bytes: int) -> int:

@@ -11,6 +11,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from app.db import conninfo, new_session
 from app.errors import IllegalMove
+from app.monitoring import lines
 from app.settings import get_settings
 from app.work import lifecycle
 from app.work.lifecycle import Claim
@@ -48,7 +49,7 @@ class Lease:
         self._settings = get_settings()
         self._wish: Wish | None = None
         self._over = threading.Event()
-        self._thread = threading.Thread(target=self._keep, name="lease", daemon=True)
+        self._thread = threading.Thread(target=lines.following(self._keep), name="lease", daemon=True)
 
     def __enter__(self) -> Self:
         self._thread.start()

@@ -1,12 +1,12 @@
 """A worker: one Celery process with one pool child, which is one slot. `python -m worker.main --slot 0`"""
 
 import argparse
-import logging
 import socket
 from typing import Any
 
-from celery.signals import worker_process_init, worker_process_shutdown, worker_shutting_down
+from celery.signals import setup_logging, worker_process_init, worker_process_shutdown, worker_shutting_down
 
+from app.monitoring import lines
 from app.queue import PREPARE, get_celery
 from app.settings import get_settings
 from app.work.lifecycle import Who
@@ -17,12 +17,14 @@ from worker.slots import Occupied, Place
 
 def main() -> None:
     """Serve one queue until told to stop; SIGTERM hands a running job back first."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    lines.configure()
+    setup_logging.connect(_log_as_configured)
     place = _place(_arguments())
     celery = get_celery()
     _occupy_after_fork(place)
     celery.worker_main(
         [
+            "--quiet",  # its banner is no line of a log
             "worker",
             "--concurrency=1",
             "--pool=prefork",
@@ -34,6 +36,10 @@ def main() -> None:
             "--loglevel=WARNING",
         ]
     )
+
+
+def _log_as_configured(**_: Any) -> None:
+    """Celery leaves handlers and levels alone once somebody says that they are set up."""
 
 
 def _arguments() -> argparse.Namespace:

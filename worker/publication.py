@@ -20,6 +20,7 @@ from app.jobs import lifecycle
 from app.jobs.models import Job
 from app.jobs.prepared import Prepared
 from app.jobs.spec import JobSpec
+from app.monitoring import lines
 from app.registry import card, names
 from app.registry import service as registry
 from app.registry.manifest import Manifest, PublishedFile, TrainingFile, TrainingReport, as_document, is_whole
@@ -93,7 +94,9 @@ class CheckpointPublisher:
         self._origin = origin
         self._offered = threading.Event()
         self._over = False
-        self._thread = threading.Thread(target=self._publish_until_over, name="checkpoints", daemon=True)
+        self._thread = threading.Thread(
+            target=lines.following(self._publish_until_over), name="checkpoints", daemon=True
+        )
         self.is_last_chance = False
         """Whether no attempt comes after this one, which would publish what is left in the folder."""
 

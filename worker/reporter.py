@@ -15,6 +15,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from app.db import new_session
 from app.errors import IllegalMove
 from app.jobs import events, service
+from app.monitoring import lines
 from app.planning.hardware import GIB
 from app.settings import get_settings
 from app.work import service as work_service
@@ -61,7 +62,7 @@ class Reporter:
         self._heard: deque[AnyMessage] = deque(maxlen=KEPT)
         self._progress: dict[str, Any] = {}
         self._over = threading.Event()
-        self._thread = threading.Thread(target=self._write_until_over, name="reporter", daemon=True)
+        self._thread = threading.Thread(target=lines.following(self._write_until_over), name="reporter", daemon=True)
 
     def __enter__(self) -> Self:
         self._thread.start()

@@ -12,6 +12,7 @@ from app.jobs import lifecycle
 from app.jobs import service as jobs
 from app.jobs.models import Job
 from app.jobs.prepared import Prepared
+from app.monitoring import lines
 from app.registry import manifest as manifests
 from app.settings import get_settings
 from app.storage import Damaged, get_storage
@@ -23,6 +24,7 @@ from worker.hanging import Hanging
 from worker.lease import Lease
 from worker.messages import AnyMessage
 from worker.outcomes import Cancelled, Failed, Interrupted, Outcome, PassedOn, Paused, Published
+from worker.phases import Phases
 from worker.publication import CheckpointPublisher, Origin, publish
 from worker.reporter import Reporter
 from worker.settlement import settle
@@ -45,9 +47,9 @@ class Slot:
     def run(self, queue_name: str) -> None:
         """Do the work of a queue, one attempt after another, until there is none or the worker shuts down."""
         while not shutting_down() and (claim := self.take(queue_name)):
-            with Lease(claim) as lease:
-                outcome = self.attempt(claim, lease)
-                settle(claim, outcome)
+            with lines.about(**claim.named()), Lease(claim) as lease:
+                phases = Phases(claim.kind)
+                settle(claim, self.attempt(claim, lease, phases), phases)
             workspace.tidy(claim.subject, claim.kind)
         if not get_settings().standby and queue_name != queue.PREPARE:
             self._expect_work(queue_name)
@@ -68,7 +70,7 @@ class Slot:
         with new_session() as session, session.begin():
             return lifecycle.claim(session, queue_name, who=self.who, lease=get_settings().lease_timeout)
 
-    def attempt(self, claim: Claim, lease: Lease) -> Outcome:
+    def attempt(self, claim: Claim, lease: Lease, phases: Phases) -> Outcome:
         """Make one attempt, and turn whatever happens into how it ended."""
         log.info("attempt %d at %s of %s begins", claim.attempt, claim.kind, claim.subject)
         try:
@@ -85,7 +87,7 @@ class Slot:
                 case WorkKind.PLAN:
                     return preparing.count(claim, folder, lambda: self._attend(claim, folder, lease))
                 case WorkKind.TRAIN:
-                    return self._train(claim, folder, lease)
+                    return self._train(claim, folder, lease, phases)
                 case _:
                     assert_never(claim.kind)
         except OfNewerVersion as error:
@@ -102,7 +104,7 @@ class Slot:
         with LogShipper(claim, folder / "trainer.log"), Reporter(claim) as reporter:
             return preparing.prepare(claim, folder, lambda: self._attend(claim, folder, lease, reporter.hear))
 
-    def _train(self, claim: Claim, folder: Path, lease: Lease) -> Outcome:
+    def _train(self, claim: Claim, folder: Path, lease: Lease, phases: Phases) -> Outcome:
         storage = get_storage()
         if (whole := manifests.newest_whole(storage, claim.subject)) is not None:
             # An attempt before this one got as far as the commit point: nothing is trained twice.
@@ -127,6 +129,7 @@ class Slot:
         ):
 
             def hear(message: AnyMessage) -> None:
+                phases.hear(message)
                 reporter.hear(message)
                 publisher.hear(message)
                 uploader.hear(message)
@@ -139,7 +142,10 @@ class Slot:
             publisher.is_last_chance = isinstance(ending, Finished | Cancelled | Failed)
             if isinstance(ending, Paused | Interrupted) or (isinstance(ending, Failed) and ending.retryable):
                 uploader.finish(lease, lambda told: reporter.hear(messages.Notice("warn", told)))
-        return Published(*publish(folder / "result", storage, origin)) if isinstance(ending, Finished) else ending
+        if not isinstance(ending, Finished):
+            return ending
+        phases.enter("publishing")
+        return Published(*publish(folder / "result", storage, origin))
 
     def _attend(
         self,

@@ -28,10 +28,11 @@ from app.reports import lifecycle as reports
 from app.settings import get_settings
 from app.storage import Blob, Damaged, get_storage
 from app.work import lifecycle as work
+from app.work import service as work_service
 from app.work.lifecycle import Claim
 from app.work.service import CPU
 from app.work.status import WorkKind
-from worker import moves
+from worker import moves, tracing
 from worker.outcomes import (
     Answered,
     Arrived,
@@ -47,17 +48,21 @@ from worker.outcomes import (
     Shown,
     TakenOver,
 )
+from worker.phases import Phases
 
 log = logging.getLogger(__name__)
 
 
-def settle(claim: Claim, outcome: Outcome) -> None:
-    """Write how an attempt ended: one transaction, fenced by the attempt's number, tried until the database answers."""
+def settle(claim: Claim, outcome: Outcome, phases: Phases | None = None) -> None:
+    """Write how an attempt ended: one transaction, fenced by the attempt's number, tried until the database answers.
+
+    `phases`: when it was at what; None: nobody has looked.
+    """
     log.info("attempt %d at %s of %s: %s", claim.attempt, claim.kind, claim.subject, type(outcome).__name__)
     patience = time.monotonic() + get_settings().database_patience.total_seconds()
     while True:
         try:
-            ring = _settle(claim, outcome)
+            ring = _settle(claim, outcome, phases)
         except IllegalMove:
             log.warning("attempt %d at %s was taken over; its outcome counts no more", claim.attempt, claim.subject)
             return
@@ -78,10 +83,11 @@ def settle(claim: Claim, outcome: Outcome) -> None:
         return
 
 
-def _settle(claim: Claim, outcome: Outcome) -> str | None:
+def _settle(claim: Claim, outcome: Outcome, phases: Phases | None) -> str | None:
     """Returns the queue to ring, if one waits to hear of this."""
     table = _table_of_metrics(claim) if isinstance(outcome, Published) else None
     with new_session() as session, session.begin():
+        work_service.note_phases(session, claim, phases.seconds() if phases else {})
         match outcome:
             case FilesPrepared(prepared):
                 _queue_training(session, claim, prepared)
@@ -113,6 +119,7 @@ def _settle(claim: Claim, outcome: Outcome) -> str | None:
                 return None
             case _:
                 assert_never(outcome)
+        tracing.tell(session, claim, phases)
         # The training has come, or is expected no more.
         return session.get_one(Job, claim.subject).queue if claim.kind is WorkKind.PREPARE else None
 

@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from sqlalchemy.exc import SQLAlchemyError
 
 from app.db import new_session
+from app.monitoring import traces
 from app.queue import PREPARE
 from app.settings import get_settings
 from app.work import service
 from app.work.lifecycle import Who
 from app.work.status import WorkKind
 from worker import workspace
-from worker.devices import Device
+from worker.devices import Device, Meter
 from worker.runner import Slot
 from worker.standby import Trainers
 
@@ -72,12 +73,15 @@ class Occupied:
         self._over.set()
         self._trainers.close()
         self._presence.join(timeout=5)
+        traces.close()
 
     def _be_heard(self) -> None:
+        traces.sender()  # loaded in this thread: Celery kills a child that takes 4 s to start
         interval = get_settings().heartbeat_interval.total_seconds()
+        meter = Meter(self._place.device)
         prune_at = 0.0
         while not self._over.is_set():
-            self._hear()
+            self._hear(meter)
             if time.monotonic() >= prune_at:
                 self._prune()
                 prune_at = time.monotonic() + PRUNE_INTERVAL
@@ -88,10 +92,11 @@ class Occupied:
         except SQLAlchemyError as error:
             log.info("not struck off the list of workers: %s", error)
 
-    def _hear(self) -> None:
+    def _hear(self, meter: Meter) -> None:
+        usage = meter.read()
         try:
             with new_session() as session, session.begin():
-                service.hear(session, self._place.who, queue=self._place.queue, pid=os.getpid())
+                service.hear(session, self._place.who, queue=self._place.queue, pid=os.getpid(), usage=usage)
         except SQLAlchemyError as error:
             log.warning("not heard: %s", error)
 

@@ -25,7 +25,10 @@ MODULES = {
     WorkKind.PLAN: "worker.training.dry_run",
     WorkKind.TRAIN: "worker.training",
 }
-HIDDEN = ("FINETUNED_DATABASE_URL", "FINETUNED_BROKER_URL", "FINETUNED_STORAGE_URL", "FINETUNED_API_KEY", "AWS_", "PG")
+HIDDEN = (
+    *("FINETUNED_DATABASE_URL", "FINETUNED_BROKER_URL", "FINETUNED_STORAGE_URL", "FINETUNED_API_KEY"),
+    *("FINETUNED_METRICS_TOKEN", "OTEL_", "AWS_", "PG"),
+)
 """How the names begin of what a trainer has no business with: addresses and secrets of servers."""
 
 NICENESS = 10

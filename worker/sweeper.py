@@ -15,13 +15,14 @@ from sqlalchemy.orm import Session
 from app import queue
 from app.db import new_session
 from app.jobs import retention
+from app.monitoring import lines, traces
 from app.plans import stored as plans
 from app.settings import get_settings
 from app.storage import get_storage
 from app.webhooks import service as webhooks
-from app.work import service
+from app.work import service, totals
 from app.work.lifecycle import Claim
-from worker import moves
+from worker import moves, tracing
 from worker.deliverer import Deliverer
 
 log = logging.getLogger(__name__)
@@ -46,10 +47,13 @@ def sweep(session: Session, *, take_back: bool) -> list[str]:
         return []
     if take_back and _database_up_for(session) > get_settings().lease_timeout:
         for claim, where in service.silent(session):
-            _take_back(session, claim, host=str(where["host"]))
+            with lines.about(**claim.named()):
+                _take_back(session, claim, host=str(where["host"]))
+                tracing.tell(session, claim, None)
     service.forget_silent(session, WORKERS_KEPT)
     webhooks.forget(session, DELIVERIES_KEPT)
     plans.forget(session, get_settings().plans_kept)
+    totals.count(session)
     return service.unheard(session)
 
 
@@ -58,6 +62,7 @@ def _take_back(session: Session, claim: Claim, *, host: str) -> None:
     settings = get_settings()
     message = f"The worker on {host} has not been heard for {settings.lease_timeout.total_seconds():g} s."
     error = {"code": "worker_lost", "message": message, "param": None}
+    service.note_phases(session, claim, {})
     if claim.failed_attempts >= settings.max_retries:
         moves.fail(session, claim, error)
         return
@@ -75,7 +80,7 @@ def _database_up_for(session: Session) -> timedelta:
 
 def main() -> None:
     """Sweep, and deliver webhooks, until told to stop."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    lines.configure()
     over = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: over.set())
@@ -89,6 +94,7 @@ def main() -> None:
         _sweep_once(take_back=done > rounds_before_expiry)
         done += 1
     deliverer.close(settings.shutdown_grace)
+    traces.close()
 
 
 def _sweep_once(*, take_back: bool) -> None:

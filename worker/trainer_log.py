@@ -10,6 +10,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from app.db import new_session
 from app.errors import IllegalMove
 from app.jobs import logs
+from app.monitoring import lines
 from app.work import lifecycle as work
 from app.work.lifecycle import Claim
 
@@ -31,7 +32,7 @@ class LogShipper:
         self._at = path.stat().st_size if path.exists() else 0  # an attempt takes over the file of the one before
         self._shipped = 0
         self._over = threading.Event()
-        self._thread = threading.Thread(target=self._ship_until_over, name="log", daemon=True)
+        self._thread = threading.Thread(target=lines.following(self._ship_until_over), name="log", daemon=True)
 
     def __enter__(self) -> Self:
         self._thread.start()

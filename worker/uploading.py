@@ -13,6 +13,7 @@ from app.db import new_session
 from app.errors import IllegalMove
 from app.failpoints import failpoint
 from app.jobs import resume_states
+from app.monitoring import lines
 from app.settings import get_settings
 from app.storage import CHUNK, Blob, Storage
 from app.work.lifecycle import Claim
@@ -54,7 +55,7 @@ class CheckpointUploader:
         self._news.set()  # an earlier attempt may have left one
         self._over = False
         self._again = AGAIN
-        self._thread = threading.Thread(target=self._upload_until_over, name="uploads", daemon=True)
+        self._thread = threading.Thread(target=lines.following(self._upload_until_over), name="uploads", daemon=True)
 
     def __enter__(self) -> Self:
         self._thread.start()

@@ -14,6 +14,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from app.cli import keys
 from app.cli.embedded import CannotStart
 from app.main import create_app
+from app.monitoring import lines
 
 STOP_WITHIN = 5
 """Seconds that requests may go on after TERM; a stream of events would do so for ever."""
@@ -31,6 +32,7 @@ def api(
     fd: Annotated[int | None, typer.Option(help="Descriptor of a socket that listens already.")] = None,
 ) -> None:
     """Answer requests."""
+    lines.configure()
     try:
         listener = socket.socket(fileno=fd) if fd is not None else listen(host, port)
         _refuse_without_key(listener.getsockname()[0])
@@ -48,6 +50,7 @@ def serve(app: FastAPI, listener: socket.socket) -> None:
     config = uvicorn.Config(
         app,
         access_log=False,
+        log_config=None,  # its lines go where ours go
         loop="uvloop",
         http="httptools",
         log_level="warning",

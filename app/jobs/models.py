@@ -27,6 +27,7 @@ class Job(Base):
         Index("ix_jobs_project", "project_id", "seq"),
         Index("ix_jobs_metadata", text("(spec -> 'metadata')"), postgresql_using="gin"),
         Index("ix_jobs_request", "project_id", "request_sha256", "seq"),
+        Index("ix_jobs_status", "status"),
         Index("ix_jobs_unfinished", "seq", postgresql_where=text("finished_at IS NULL")),
         UniqueConstraint("project_id", "idempotency_key"),
     )

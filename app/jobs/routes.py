@@ -1,5 +1,6 @@
 """/v1/fine_tuning/jobs"""
 
+import time
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
@@ -29,6 +30,7 @@ from app.jobs.service import Filter, Repeat
 from app.jobs.spec import JobRequest
 from app.jobs.status import JobStatus
 from app.jobs.waiting import Wait
+from app.monitoring import traces
 from app.work import service as work_service
 
 router = APIRouter(prefix="/v1/fine_tuning/jobs", tags=["fine-tuning jobs"])
@@ -87,15 +89,22 @@ def _read(session: Session, job: Job) -> JobRead:
 
 @router.post("", response_model=JobRead)
 def create_job(
-    request: JobRequest, caller: CallerDep, session: SessionDep, repeat: Annotated[Repeat, Depends(_repeat)]
+    request: JobRequest,
+    caller: CallerDep,
+    session: SessionDep,
+    repeat: Annotated[Repeat, Depends(_repeat)],
+    traceparent: Annotated[str | None, Header(include_in_schema=False)] = None,
 ) -> Response:
     """Queue a fine-tuning job; a request that a client repeats because the answer was lost makes no second one."""
+    began = time.perf_counter()
     with session.begin():
         job = service.submit(session, caller, request, repeat)
         read = _read(session, job)
         failpoint("before_commit")
     failpoint("after_commit_before_ring")
     queue.ring(queue.PREPARE)  # a doorbell: hands to a thread, never waits, may be lost
+    seconds = time.perf_counter() - began
+    traces.submitted(job.id, begin=job.created_at.timestamp(), seconds=seconds, caller=traceparent)
     return answer(read)
 
 

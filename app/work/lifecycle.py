@@ -30,6 +30,19 @@ class Claim:
     attempt: int
     failed_attempts: int
 
+    @property
+    def is_of_job(self) -> bool:
+        """Whether its subject is a job."""
+        return self.kind in (WorkKind.PREPARE, WorkKind.TRAIN)
+
+    def named(self) -> dict[str, Any]:
+        """As log lines name it."""
+        return {
+            "job" if self.is_of_job else "subject": self.subject,
+            "work": self.kind.value,
+            "attempt": self.attempt,
+        }
+
 
 @dataclass(frozen=True, slots=True)
 class Who:

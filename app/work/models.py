@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from sqlalchemy import BigInteger, CheckConstraint, ForeignKey, Identity, Index, func, text
+from sqlalchemy import BigInteger, CheckConstraint, ForeignKey, Identity, Index, false, func, text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from app.db import Base, CreatedAt, Time
@@ -65,7 +65,14 @@ class Attempt(Base):
     """One worker's try at a piece of work."""
 
     __tablename__ = "attempts"
-    __table_args__ = (CheckConstraint("(ended_at IS NULL) = (outcome IS NULL)", "ended_with_an_outcome"),)
+    __table_args__ = (
+        CheckConstraint("(ended_at IS NULL) = (outcome IS NULL)", "ended_with_an_outcome"),
+        Index(
+            "ix_attempts_uncounted",
+            *("work_id", "number"),
+            postgresql_where=text("ended_at IS NOT NULL AND NOT counted"),
+        ),
+    )
 
     work_id: Mapped[int] = mapped_column(ForeignKey("work.id", ondelete="CASCADE"), primary_key=True)
     number: Mapped[int] = mapped_column(primary_key=True)
@@ -78,6 +85,24 @@ class Attempt(Base):
     """How it ended: `succeeded`, `failed`, `cancelled`, `paused`, `interrupted`, `passed_on` or `lease_expired`."""
     error: Mapped[dict[str, Any] | None]
     resumed_from_step: Mapped[int | None]
+    phases: Mapped[dict[str, Any]] = mapped_column(server_default="{}")
+    """Seconds of each: `waiting` before it, then `preparing`, or `loading`, `training`, `saving` and `publishing`."""
+    counted: Mapped[bool] = mapped_column(server_default=false())
+    """Whether it is in the totals."""
+
+
+class AttemptTotal(Base):
+    """How many attempts came to the same, and how long they took in all; see `totals`."""
+
+    __tablename__ = "attempt_totals"
+
+    kind: Mapped[str] = mapped_column(primary_key=True)
+    queue: Mapped[str] = mapped_column(primary_key=True)
+    measure: Mapped[str] = mapped_column(primary_key=True)
+    label: Mapped[str] = mapped_column(primary_key=True)
+    bucket: Mapped[int] = mapped_column(primary_key=True)
+    count: Mapped[int] = mapped_column(BigInteger)
+    seconds: Mapped[float]
 
 
 class Worker(Base):
@@ -93,3 +118,5 @@ class Worker(Base):
     device: Mapped[dict[str, Any]]
     started_at: Mapped[Time] = mapped_column(server_default=func.now())
     heard_at: Mapped[Time] = mapped_column(server_default=func.now())
+    usage: Mapped[dict[str, Any]] = mapped_column(server_default="{}")
+    """What its device is used for just now, as the worker saw it; see `worker.devices.Meter`."""

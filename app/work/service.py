@@ -3,8 +3,8 @@
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import BigInteger, cast, delete, func, select
-from sqlalchemy.dialects.postgresql import distinct_on, insert
+from sqlalchemy import BigInteger, cast, delete, func, literal, select, update
+from sqlalchemy.dialects.postgresql import JSONB, distinct_on, insert
 from sqlalchemy.orm import Session
 
 from app.queue import PREPARE
@@ -98,9 +98,32 @@ def note_resume(session: Session, holder: Claim, step: int) -> None:
     attempt.resumed_from_step = step
 
 
-def hear(session: Session, who: Who, *, queue: str, pid: int) -> None:
-    """Note that a worker lives."""
-    row = {"host": who.host, "pid": pid, "queue": queue, "device": who.device, "heard_at": func.now()}
+def note_phases(session: Session, holder: Claim, phases: dict[str, float]) -> None:
+    """Remember how many seconds an attempt was at what, and waited before. To be noted before the move that ends it."""
+    # Before the attempt, as every move does, so that a sweeper and a zombie do not wait for each other.
+    session.execute(select(Work.id).where(Work.id == holder.work_id).with_for_update())
+    ended_before = select(func.max(Attempt.ended_at)).where(
+        Attempt.work_id == holder.work_id, Attempt.number < holder.attempt
+    )
+    could_be_claimed = func.greatest(Work.available_at, ended_before.scalar_subquery())
+    waited = func.extract("epoch", Attempt.started_at - could_be_claimed)
+    session.execute(
+        update(Attempt)
+        .where(Attempt.work_id == holder.work_id, Attempt.number == holder.attempt, Work.id == Attempt.work_id)
+        .values(phases=func.jsonb_build_object("waiting", func.greatest(waited, 0)).concat(literal(phases, JSONB())))
+    )
+
+
+def hear(session: Session, who: Who, *, queue: str, pid: int, usage: dict[str, float] | None = None) -> None:
+    """Note that a worker lives, and what its device is used for."""
+    row = {
+        "host": who.host,
+        "pid": pid,
+        "queue": queue,
+        "device": who.device,
+        "heard_at": func.now(),
+        "usage": usage or {},
+    }
     session.execute(
         insert(Worker).values(id=who.worker_id, **row).on_conflict_do_update(index_elements=[Worker.id], set_=row)
     )

@@ -2,7 +2,7 @@
 
 import pytest
 
-from worker.devices import Device
+from worker.devices import Device, Meter, device_of
 
 MIB = 1024**2
 
@@ -30,3 +30,22 @@ def test_a_machine_without_a_gpu_is_of_class_cpu_and_hides_gpus_from_its_trainer
     assert device.worker_class == "cpu"
     assert device.memory_bytes > 0
     assert device.environment() == {"CUDA_VISIBLE_DEVICES": ""}
+
+
+def test_a_meter_tells_what_the_machine_and_the_process_use() -> None:
+    found = Meter(Device.cpu()).read()
+    assert 0 < found["process_memory_bytes"] < found["memory_used_bytes"] < found["memory_bytes"]
+    assert 0 <= found["utilization"] <= 1
+    assert "temperature_celsius" not in found
+
+
+@pytest.mark.gpu
+def test_a_meter_tells_what_a_gpu_uses() -> None:
+    found = Meter(device_of(0)).read()
+    assert 0 < found["memory_used_bytes"] < found["memory_bytes"] == device_of(0).memory_bytes
+    assert 0 <= found["utilization"] <= 1
+    assert 0 < found["temperature_celsius"] < 120
+
+
+def test_a_gpu_that_is_lost_is_no_reason_to_fall_silent() -> None:
+    assert set(Meter(Device("cuda", "gone", 1, "GPU-none")).read()) == {"process_memory_bytes"}

@@ -189,6 +189,7 @@ def test_recovery_is_counted_from_the_kill_to_the_next_step_of_any_job_and_of_th
         HISTORY, events=(STARTED, event("Step 6", 6, at=17.5), STARTED_AGAIN, event("Step 5", 5, at=25.0))
     )
     assert report.recovered(strike, [17.5, 19.0, 25.0]) == 1.0
+    assert report.taken_up(strike, told_at) == 3.0
     assert report.went_on(strike, told_at) == 7.0
     assert report.went_on(strike, replace(told_at, **having(FIRST))) is None
 

@@ -22,6 +22,7 @@ from tests.factories import WHO, make_manifest, make_prepared, make_queued_job, 
 from worker.devices import Device
 from worker.lease import Lease
 from worker.outcomes import PassedOn
+from worker.phases import Phases
 from worker.runner import Slot
 from worker.settlement import settle
 from worker.standby import Trainers
@@ -72,9 +73,10 @@ def test_a_worker_leaves_a_job_that_it_does_not_understand_to_a_newer_one(
         session.execute(update(Job).values(resolved=body | {"curriculum": "easy first"}))
         claim = take(session)
 
-    outcome = Slot(WHO, Trainers(Device.cpu(), "cpu-0", 0)).attempt(claim, Lease(claim))
+    phases = Phases(claim.kind)
+    outcome = Slot(WHO, Trainers(Device.cpu(), "cpu-0", 0)).attempt(claim, Lease(claim), phases)
     assert isinstance(outcome, PassedOn)
-    settle(claim, outcome)
+    settle(claim, outcome, phases)
 
     with session.begin():
         session.refresh(job)

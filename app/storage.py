@@ -19,6 +19,7 @@ from typing import Any, BinaryIO, NamedTuple, cast
 
 import fsspec
 
+from app import disks
 from app.settings import get_settings
 
 CHUNK = 1024 * 1024
@@ -77,14 +78,34 @@ class Storage:
 
     @contextmanager
     def incoming(self) -> Iterator[Incoming]:
-        """A temporary file for a body that is still arriving; gone at the end, unless it was committed."""
-        folder = Path(self._root, "tmp") if self._on_disk else Path(tempfile.gettempdir())
-        with tempfile.NamedTemporaryFile(dir=folder, delete=False) as file:
-            incoming = Incoming(cast("BinaryIO", file))
-            try:
-                yield incoming
-            finally:
-                incoming.path.unlink(missing_ok=True)
+        """A temporary file for a body that is still arriving; gone at the end, unless it was committed.
+
+        Raises `NoSpace` where there is no room for it.
+        """
+        try:
+            with tempfile.NamedTemporaryFile(dir=self._arriving, delete=False) as file:
+                incoming = Incoming(cast("BinaryIO", file))
+                try:
+                    yield incoming
+                finally:
+                    incoming.path.unlink(missing_ok=True)
+        except OSError as error:
+            if isinstance(error, disks.NoSpace) or not disks.is_full(error, self._arriving):
+                raise
+            raise disks.NoSpace("storage") from error
+
+    def free_bytes(self) -> int:
+        """Of the disk that bytes arrive on: the storage's own, or in front of a bucket the system's temporary one."""
+        return disks.free(self._arriving)
+
+    def require_room(self, size: int) -> None:
+        """Raises `NoSpace` unless so many bytes can be stored, with a margin. A bucket has room."""
+        if self._on_disk:
+            disks.require("storage", self._arriving, size)
+
+    @property
+    def _arriving(self) -> Path:
+        return Path(self._root, "tmp") if self._on_disk else Path(tempfile.gettempdir())
 
     def forget_abandoned(self, age: timedelta) -> None:
         """Delete what was arriving on this disk when its process was killed: nothing was written to it for so long."""

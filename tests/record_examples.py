@@ -293,6 +293,7 @@ def _models(api: Recorder, model: str) -> None:
     api.show("GET /v1/models/{model}", model=model)
     api.show("GET /v1/registry/models", limit=2, checkpoints=True)
     api.show("GET /v1/registry/models/{model}", model=model)
+    api.show("GET /v1/registry/models/{model}/verify", model=model)
     api.show("GET /v1/registry/models/{model}/files/{name}", model=model, name="adapter_config.json")
     api.show("GET /v1/registry/models/{model}/download", model=model)
 

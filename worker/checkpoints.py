@@ -140,6 +140,19 @@ def newest_committed(folder: Path) -> Path | None:
     return next((path for path in _numbered(folder) if (path / MANIFEST).exists()), None)
 
 
+def size_of_newest(folder: Path) -> int:
+    """Bytes of the last committed one; 0 where there is none."""
+    newest = newest_committed(folder)
+    return sum(path.stat().st_size for path in newest.rglob("*") if path.is_file()) if newest is not None else 0
+
+
+def forget_torn(folder: Path) -> None:
+    """Remove what is no checkpoint and will be none: half written, half fetched, or set aside."""
+    torn = [path for path in _numbered(folder) if not (path / MANIFEST).exists()]
+    for path in [*torn, *folder.glob(f"{ASIDE}*"), *folder.glob(f"{ARRIVING}*")]:
+        shutil.rmtree(path)
+
+
 def path_of(folder: Path, step: int) -> Path:
     """Where the checkpoint of a step lies."""
     return folder / f"checkpoint-{step}"

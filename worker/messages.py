@@ -113,6 +113,13 @@ class Done(Message, frozen=True):
     """WORKDIR/result (or WORKDIR/prepared.json) is complete."""
 
 
+class NoSpace(Message, frozen=True):
+    """The trainer has stopped: its disk has no room for what is to be saved next, or had none."""
+
+    needed_bytes: int | None = None
+    """None: a write failed; nobody has asked before."""
+
+
 class Stopped(Message, frozen=True):
     """The trainer was told to stop, and did at this step."""
 
@@ -128,7 +135,9 @@ class Failed(Message, frozen=True):
     retryable: bool = False
 
 
-AnyMessage = Phase | Shrunk | Probed | Metrics | Eval | Evaluating | Checkpoint | Notice | Done | Stopped | Failed
+AnyMessage = (
+    Phase | Shrunk | Probed | Metrics | Eval | Evaluating | Checkpoint | Notice | Done | NoSpace | Stopped | Failed
+)
 
 _decoder = msgspec.json.Decoder(AnyMessage)
 

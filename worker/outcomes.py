@@ -5,6 +5,7 @@ from typing import Any
 
 from app.files.judging import Judgement
 from app.jobs.prepared import Prepared
+from app.jobs.space import Lack
 from app.planning.dry_runs import DryRun
 from app.registry.manifest import Manifest
 from app.storage import Blob
@@ -70,6 +71,13 @@ class Interrupted:
 
 
 @dataclass(frozen=True, slots=True)
+class NoSpace:
+    """There is no room for what a job is to write; what it had begun to write is gone."""
+
+    lack: Lack
+
+
+@dataclass(frozen=True, slots=True)
 class PassedOn:
     """This worker is older than the job, and leaves it to a newer one."""
 
@@ -105,6 +113,7 @@ Outcome = (
     | Cancelled
     | Paused
     | Interrupted
+    | NoSpace
     | PassedOn
     | TakenOver
     | Failed

@@ -5,6 +5,7 @@ import logging
 import shutil
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -12,6 +13,7 @@ from typing import Self
 from sqlalchemy.exc import DataError, IntegrityError, ProgrammingError
 
 from app.db import new_session
+from app.disks import NoSpace
 from app.errors import IllegalMove
 from app.failpoints import failpoint
 from app.files import service as files
@@ -28,7 +30,7 @@ from app.settings import get_settings
 from app.storage import Blob, Damaged, Storage
 from app.work import lifecycle as work
 from app.work.lifecycle import Claim
-from worker import messages
+from worker import checkpoints, messages, workspace
 from worker.messages import AnyMessage
 
 log = logging.getLogger(__name__)
@@ -88,7 +90,20 @@ class CheckpointPublisher:
     database is waited for. It is never a reason to stop, and one checkpoint is not in the way of another.
     """
 
-    def __init__(self, folder: Path, storage: Storage, origin: Origin) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        storage: Storage,
+        origin: Origin,
+        *,
+        warn: Callable[[str], None] = lambda _: None,
+        reserve: int = 0,
+    ) -> None:
+        """`warn` takes a sentence for the job's events. `reserve`: bytes of the storage that are left to the result."""
+        self._warn = warn
+        self._reserve = reserve
+        self._full = False
+        """Whether the storage had no room for the last."""
         self._folder = folder / messages.OFFERED
         self._storage = storage
         self._origin = origin
@@ -144,6 +159,14 @@ class CheckpointPublisher:
                 self._publish(path, step)
             except IllegalMove:
                 raise
+            except NoSpace:
+                if not self._full:
+                    self._warn(
+                        f"The storage has no room for the checkpoint at step {step}: it is not published for now"
+                    )
+                self._full = True
+                self._drop_old(steps)
+                return left
             except Exception as error:  # of the storage's client anything may come
                 hopeless = isinstance(error, HOPELESS)
                 log.warning(
@@ -162,8 +185,16 @@ class CheckpointPublisher:
         with new_session() as session, session.begin():
             entered = lifecycle.has_entered_checkpoint(session, self._claim.subject, step)
         if not entered:
+            self._storage.require_room(workspace.size_of(path) + self._reserve)
             self._enter(*publish(path, self._storage, self._origin, step=step))
+        self._full = False
         shutil.rmtree(path, ignore_errors=True)
+
+    def _drop_old(self, steps: dict[int, Path]) -> None:
+        """While they wait for room in the storage they take none of the worker's: their files are the checkpoints'."""
+        for step, path in steps.items():
+            if not checkpoints.path_of(self._folder.parent / "checkpoints", step).exists():
+                shutil.rmtree(path, ignore_errors=True)
 
     def _enter(self, manifest: Manifest, manifest_sha256: str) -> None:
         with new_session() as session, session.begin():

@@ -77,6 +77,10 @@ class Reporter:
         """Never waits."""
         self._heard.append(message)
 
+    def warn(self, told: str) -> None:
+        """A sentence for the job's events."""
+        self.hear(messages.Notice("warn", told))
+
     def _write_until_over(self) -> None:
         while not self._over.wait(INTERVAL):
             self._write_waiting()
@@ -143,7 +147,7 @@ class Reporter:
                 batch.told.append((level, text))
             case messages.Evaluating():
                 pass  # heard by who looks whether it hangs
-            case messages.Checkpoint() | messages.Done() | messages.Stopped() | messages.Failed():
+            case messages.Checkpoint() | messages.Done() | messages.NoSpace() | messages.Stopped() | messages.Failed():
                 pass  # the registry's row says it, and the attempt's outcome
 
 

@@ -5,9 +5,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import assert_never
 
-from app import queue
+from app import disks, queue
 from app.auth import Project
 from app.db import new_session
+from app.disks import NoSpace
 from app.jobs import lifecycle
 from app.jobs import service as jobs
 from app.jobs.models import Job
@@ -18,7 +19,7 @@ from app.settings import get_settings
 from app.storage import Damaged, get_storage
 from app.work.lifecycle import Claim, Who
 from app.work.status import WorkKind
-from worker import checkpoints, fetching, messages, preparing, resuming, workspace
+from worker import checkpoints, fetching, messages, preparing, resuming, room, workspace
 from worker.given import OfNewerVersion, given
 from worker.hanging import Hanging
 from worker.lease import Lease
@@ -67,8 +68,9 @@ class Slot:
 
     def take(self, queue_name: str) -> Claim | None:
         """The first work of the queue, now ours for as long as the lease is kept."""
+        free = disks.free(workspace.root())
         with new_session() as session, session.begin():
-            return lifecycle.claim(session, queue_name, who=self.who, lease=get_settings().lease_timeout)
+            return lifecycle.claim(session, queue_name, who=self.who, lease=get_settings().lease_timeout, free=free)
 
     def attempt(self, claim: Claim, lease: Lease, phases: Phases) -> Outcome:
         """Make one attempt, and turn whatever happens into how it ended."""
@@ -95,6 +97,8 @@ class Slot:
         except Damaged as error:
             return Failed("storage_damaged", f"What the job needs is not as it was stored: {error}.", retryable=True)
         except OSError as error:
+            if disks.is_full(error, workspace.root()):
+                return room.without(claim, error if isinstance(error, NoSpace) else NoSpace("scratch"))
             return Failed("storage_unavailable", f"The worker cannot write or read: {error}.", retryable=True)
         except Exception as error:
             log.exception("attempt %d at %s broke", claim.attempt, claim.subject)
@@ -111,20 +115,24 @@ class Slot:
             return Published(whole, storage.write_manifest(whole.key, manifests.as_document(whole)))
         start = given(claim)
         job, prepared = start.job, Prepared.model_validate(start.job.prepared)
+        room.require_to_begin(folder, start, prepared, storage)
         if start.parent is not None:
             workspace.fill_parent(folder, start.parent, start.base, storage)
         workspace.fill_for_training(folder, job, prepared, storage)
         origin = Origin(claim, job, prepared, start.files["training_file"], _project_name(job))
+        of_result = room.planned(start, "result")
         course = checkpoints.course_of(job.current_spec, prepared)
         with (
             LogShipper(claim, folder / "trainer.log"),
             Reporter(claim) as reporter,
-            CheckpointPublisher(folder, storage, origin) as publisher,
+            CheckpointPublisher(folder, storage, origin, warn=reporter.warn, reserve=of_result) as publisher,
             CheckpointUploader(
                 claim,
                 folder,
                 storage,
                 resuming.fetch_newest(claim, lease, folder / "checkpoints", course, storage, reporter.hear),
+                warn=reporter.warn,
+                reserve=of_result,
             ) as uploader,
         ):
 
@@ -138,13 +146,19 @@ class Slot:
                     self.trainers.stand_by(claim.kind)
 
             hanging = Hanging(get_settings().hang_timeout.total_seconds())
-            ending = self._attend(claim, folder, lease, hear, hanging)
+            try:
+                ending = self._attend(claim, folder, lease, hear, hanging)
+            except NoSpace:
+                workspace.forget_torn(folder)
+                uploader.finish(lease)
+                raise
             publisher.is_last_chance = isinstance(ending, Finished | Cancelled | Failed)
             if isinstance(ending, Paused | Interrupted) or (isinstance(ending, Failed) and ending.retryable):
-                uploader.finish(lease, lambda told: reporter.hear(messages.Notice("warn", told)))
+                uploader.finish(lease)
         if not isinstance(ending, Finished):
             return ending
         phases.enter("publishing")
+        storage.require_room(workspace.size_of(folder / "result"))
         return Published(*publish(folder / "result", storage, origin))
 
     def _attend(

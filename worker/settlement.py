@@ -9,16 +9,18 @@ from typing import assert_never
 from sqlalchemy.exc import InterfaceError, OperationalError
 from sqlalchemy.orm import Session
 
-from app import queue
+from app import disks, queue
 from app.auth import Project
 from app.db import new_session
 from app.errors import IllegalMove
 from app.failpoints import failpoint
 from app.files import service as files
-from app.jobs import lifecycle, metrics
+from app.jobs import lifecycle, metrics, space
 from app.jobs.models import Job
 from app.jobs.prepared import Prepared
 from app.planning import guardrails, recipes
+from app.planning.guardrails import Guardrail
+from app.planning.plan import Plan
 from app.plans import service as plans
 from app.plans import stored
 from app.registry import manifest as manifests
@@ -32,7 +34,7 @@ from app.work import service as work_service
 from app.work.lifecycle import Claim
 from app.work.service import CPU
 from app.work.status import WorkKind
-from worker import moves, tracing
+from worker import moves, room, tracing
 from worker.outcomes import (
     Answered,
     Arrived,
@@ -41,6 +43,7 @@ from worker.outcomes import (
     Failed,
     FilesPrepared,
     Interrupted,
+    NoSpace,
     Outcome,
     PassedOn,
     Paused,
@@ -71,6 +74,9 @@ def settle(claim: Claim, outcome: Outcome, phases: Phases | None = None) -> None
                 raise
             log.warning("attempt %d at %s: the database is away; settling again", claim.attempt, claim.subject)
             time.sleep(1)  # the database says nothing when it comes back
+            continue
+        except disks.NoSpace as error:
+            outcome = room.without(claim, error)
             continue
         except Exception as error:
             if isinstance(outcome, Failed):
@@ -109,6 +115,8 @@ def _settle(claim: Claim, outcome: Outcome, phases: Phases | None) -> str | None
                 moves.requeue(session, claim, outcome="paused")
             case Interrupted():
                 moves.requeue(session, claim)
+            case NoSpace(lack):
+                lifecycle.run_out(session, claim, lack, delay=get_settings().retry_delays[-1])
             case PassedOn(reason):
                 moves.pass_on(session, claim, reason, delay=_delay(0))
             case Failed(retryable=True) if claim.failed_attempts < get_settings().max_retries:
@@ -136,6 +144,7 @@ def _queue_training(session: Session, claim: Claim, prepared: Prepared) -> None:
         lifecycle.queue_training(session, claim, prepared=prepared, resolved=resolved, warnings=warnings)
         return
     plan, place = planned.plan, planned.plan.chosen.place
+    queue_name = place.name if place.is_here else job.queue
     if place.is_here and plan.is_hopeless:
         moves.fail(session, claim, {"code": "does_not_fit", **plans.refusal(plan)})
         return
@@ -144,10 +153,14 @@ def _queue_training(session: Session, claim: Claim, prepared: Prepared) -> None:
         claim,
         prepared=prepared,
         resolved=plan.resolved,
-        warnings=planned.warnings,
+        warnings=[*planned.warnings, *_of_room(session, queue_name, plan)],
         plan=stored.keep_of_job(session, project, job, planned),
-        queue=place.name if place.is_here else None,
+        queue=queue_name,
     )
+
+
+def _of_room(session: Session, queue_name: str, plan: Plan) -> list[Guardrail]:
+    return space.forecast(session, queue_name, worker=plan.worker_disk, storage=plan.stored)
 
 
 def _table_of_metrics(claim: Claim) -> Blob:

@@ -16,7 +16,7 @@ from app.settings import get_settings
 from app.work import service
 from app.work.lifecycle import Who
 from app.work.status import WorkKind
-from worker import workspace
+from worker import room, workspace
 from worker.devices import Device, Meter
 from worker.runner import Slot
 from worker.standby import Trainers
@@ -93,7 +93,7 @@ class Occupied:
             log.info("not struck off the list of workers: %s", error)
 
     def _hear(self, meter: Meter) -> None:
-        usage = meter.read()
+        usage = meter.read() | room.reported()
         try:
             with new_session() as session, session.begin():
                 service.hear(session, self._place.who, queue=self._place.queue, pid=os.getpid(), usage=usage)

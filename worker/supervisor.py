@@ -11,6 +11,7 @@ from pathlib import Path
 
 import msgspec
 
+from app.disks import NoSpace
 from app.settings import get_settings
 from worker import messages
 from worker.hanging import Hanging
@@ -40,7 +41,7 @@ def attend(
 ) -> Ending:
     """Hear a trainer until it has ended, stopping it when the lease says so. `hear` gets every message.
 
-    `hanging`: stops it as well where it says nothing for too long.
+    `hanging`: stops it as well where it says nothing for too long. Raises `NoSpace` where it had no room to save.
     """
     last: AnyMessage | None = None
     stop = Stop(child)
@@ -59,7 +60,7 @@ def attend(
         if hanging is not None:
             hanging.hear(message)
         hear(message)
-        if isinstance(message, messages.Done | messages.Stopped | messages.Failed):
+        if isinstance(message, messages.Done | messages.NoSpace | messages.Stopped | messages.Failed):
             last = message
     child.process.wait()
     ending = _ending(last, child.process.returncode, stop, log_file)
@@ -156,6 +157,8 @@ def _ending(last: AnyMessage | None, returncode: int, stop: Stop, log_file: Path
     match last:
         case messages.Done() if returncode == 0:
             return Finished()  # a cancel that comes after the last step is too late: the result exists
+        case messages.NoSpace(needed_bytes=needed):
+            raise NoSpace("scratch", needed)
         case messages.Failed(code=code, message=message, param=param, retryable=retryable):
             return Failed(code, message, param, retryable)
         case _:

@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 
 from app import queue
 from app.db import new_session
-from app.jobs import retention
+from app.jobs import lifecycle, retention
 from app.monitoring import lines, traces
 from app.plans import stored as plans
 from app.settings import get_settings
@@ -50,6 +50,7 @@ def sweep(session: Session, *, take_back: bool) -> list[str]:
             with lines.about(**claim.named()):
                 _take_back(session, claim, host=str(where["host"]))
                 tracing.tell(session, claim, None)
+    lifecycle.go_on_where_there_is_room(session)
     service.forget_silent(session, WORKERS_KEPT)
     webhooks.forget(session, DELIVERIES_KEPT)
     plans.forget(session, get_settings().plans_kept)

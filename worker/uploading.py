@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Self
 
 from app.db import new_session
+from app.disks import NoSpace
 from app.errors import IllegalMove
 from app.failpoints import failpoint
 from app.jobs import resume_states
@@ -44,13 +45,27 @@ class CheckpointUploader:
     One at a time: where they are saved faster, those in between are left out. Never a reason to stop.
     """
 
-    def __init__(self, claim: Claim, folder: Path, storage: Storage, stored: Stored) -> None:
+    def __init__(
+        self,
+        claim: Claim,
+        folder: Path,
+        storage: Storage,
+        stored: Stored,
+        *,
+        warn: Callable[[str], None] = lambda _: None,
+        reserve: int = 0,
+    ) -> None:
+        """`warn` takes a sentence for the job's events. `reserve`: bytes of the storage that are left to the result."""
         self._claim = claim
         self._folder = folder
         self._storage = storage
         self._stored = stored
         self._spoilt: set[int] = set()
         """Steps that nobody can go on from."""
+        self._warn = warn
+        self._reserve = reserve
+        self._full = False
+        """Whether the storage had no room for the last."""
         self._news = threading.Event()
         self._news.set()  # an earlier attempt may have left one
         self._over = False
@@ -80,10 +95,10 @@ class CheckpointUploader:
         self._over = True
         self._news.set()
 
-    def finish(self, lease: Lease, warn: Callable[[str], None]) -> None:
+    def finish(self, lease: Lease) -> None:
         """Wait until the newest is stored: for `checkpoint_grace`, and no longer than a worker may take to shut down.
 
-        Not for a job that is cancelled meanwhile, or taken over.
+        Not for a job that is cancelled meanwhile, or taken over; nor for room.
         """
         settings = get_settings()
         deadline = time.monotonic() + settings.checkpoint_grace.total_seconds()
@@ -92,10 +107,10 @@ class CheckpointUploader:
         while self._thread.is_alive() and (path := self._next()) is not None:
             if shutting_down():
                 deadline = min(deadline, began_at() + settings.shutdown_grace.total_seconds())
-            if lease.wish in (Wish.CANCEL, Wish.TAKEN_OVER):
+            if self._full or lease.wish in (Wish.CANCEL, Wish.TAKEN_OVER):
                 return
             if time.monotonic() > deadline:
-                warn(f"There was no time to store {path.name}: other workers go on from the one before it")
+                self._warn(f"There was no time to store {path.name}: other workers go on from the one before it")
                 return
             time.sleep(0.05)
 
@@ -120,6 +135,11 @@ class CheckpointUploader:
             except Spoilt as error:
                 log.warning("%s: %s is not stored: %s", self._claim.subject, path.name, error)
                 self._spoilt.add(int(path.name.rsplit("-", 1)[-1]))
+            except NoSpace:
+                if not self._full:
+                    self._warn(f"The storage has no room for {path.name}: only this worker can go on from it for now")
+                self._full = True
+                return True
             except Exception as error:  # noqa: BLE001  of the storage's client anything may come
                 log.warning(
                     "attempt %d at %s: %s not stored yet: %s",
@@ -168,6 +188,8 @@ class CheckpointUploader:
         blobs = {name: Blob(one["sha256"], one["size"]) for name, one in manifest["files"].items()}
         contents = [{"name": name, **blob._asdict()} for name, blob in blobs.items()]
         began = time.monotonic()
+        missing = sum(blob.bytes for blob in blobs.values() if not self._storage.has(*blob))
+        self._storage.require_room(missing + self._reserve)
         with new_session() as session, session.begin():
             state = resume_states.announce(session, self._claim, checkpoint.step, contents)
         for name, blob in blobs.items():
@@ -178,6 +200,7 @@ class CheckpointUploader:
         with new_session() as session, session.begin():
             resume_states.enter(session, self._claim, state, manifest_sha256, best=checkpoint.best)
         self._stored.steps.add(checkpoint.step)
+        self._full = False
         shutil.rmtree(path.parent, ignore_errors=True)
         took = time.monotonic() - began
         log.info("%s: %s stored, %d bytes in %.1f s", self._claim.subject, path.name, state.bytes, took)

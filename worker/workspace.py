@@ -23,19 +23,33 @@ from app.storage import Storage
 from app.work import service as work_service
 from app.work.lifecycle import Claim
 from app.work.status import WorkKind, WorkStatus
+from worker import checkpoints, messages
+
+
+def root() -> Path:
+    """Where all scratch folders are."""
+    folder = get_settings().home.absolute() / "work"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 def folder_of(job_id: str, kind: WorkKind) -> Path:
     """Where the attempts at a job's work have their folders."""
-    return get_settings().home.absolute() / "work" / f"{job_id}-{kind}"
+    return root() / f"{job_id}-{kind}"
+
+
+def attempts_folder(claim: Claim) -> Path | None:
+    """The attempt's folder, if it came to have one; if it is another's by now, nothing."""
+    folder = folder_of(claim.subject, claim.kind) / f"{claim.attempt:06d}"
+    return folder if folder.exists() else None
 
 
 def opened(claim: Claim) -> Path:
     """The attempt's folder: taken over from the one before, or new. It stays: only the end of the job empties it."""
-    root = folder_of(claim.subject, claim.kind)
-    root.mkdir(parents=True, exist_ok=True, mode=0o700)
-    folder = root / f"{claim.attempt:06d}"
-    before = max((path for path in root.iterdir() if path.name < folder.name), default=None)
+    folders = folder_of(claim.subject, claim.kind)
+    folders.mkdir(parents=True, exist_ok=True, mode=0o700)
+    folder = folders / f"{claim.attempt:06d}"
+    before = max((path for path in folders.iterdir() if path.name < folder.name), default=None)
     if before is not None:
         before.rename(folder)
     folder.mkdir(exist_ok=True, mode=0o700)
@@ -89,6 +103,18 @@ def fill_for_training(folder: Path, job: Job, prepared: Prepared, storage: Stora
     shutil.rmtree(folder / "result", ignore_errors=True)
 
 
+def forget_torn(folder: Path) -> None:
+    """Remove what an attempt had begun to write: no checkpoint that is whole, and none that is offered whole."""
+    checkpoints.forget_torn(folder / "checkpoints")
+    for begun in (*(folder / messages.OFFERED).glob("*.arriving"), folder / "result"):
+        shutil.rmtree(begun, ignore_errors=True)
+
+
+def size_of(folder: Path) -> int:
+    """Bytes of all its files."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
 def tidy(job_id: str, kind: WorkKind) -> None:
     """Empty the folders of work that has ended, but for the trainer's log; a cancelled job keeps its checkpoints."""
     with new_session() as session, session.begin():
@@ -107,9 +133,8 @@ def prune(age: timedelta) -> None:
 
     So another database's jobs, which this one does not know, are safe while somebody works on them.
     """
-    root = get_settings().home.absolute() / "work"
     now = time.time()
-    old = [folder for folder in root.iterdir() if now - _touched(folder) > age.total_seconds()] if root.is_dir() else []
+    old = [folder for folder in root().iterdir() if now - _touched(folder) > age.total_seconds()]
     if not old:
         return
     with new_session() as session, session.begin():

@@ -14,9 +14,10 @@ from sqlalchemy.orm import Session
 
 from app.db import new_id
 from app.errors import IllegalMove
-from app.jobs import events
+from app.jobs import events, space
 from app.jobs.models import Job, JobCheckpoint, JobEvent
 from app.jobs.prepared import Prepared
+from app.jobs.space import NO_SPACE, Lack
 from app.jobs.spec import JobSpec
 from app.jobs.status import FINAL, JobStatus, sources
 from app.planning.guardrails import Guardrail
@@ -53,14 +54,14 @@ def submit(session: Session, job: Job, *, warnings: Sequence[Guardrail] = ()) ->
     )
 
 
-def claim(session: Session, queue: str, *, who: Who, lease: timedelta) -> Claim | None:
-    """Take the first work of a queue; a job whose training is taken is running.
+def claim(session: Session, queue: str, *, who: Who, lease: timedelta, free: int | None = None) -> Claim | None:
+    """Take the first work of a queue; a job whose training is taken is running. `free`: bytes of the claimer's disk.
 
     Work that waits although its job has ended or was paused, which no move leaves behind, follows its job: it would
     stand before all others for ever.
     """
     most = get_settings().max_running_per_project if queue != PREPARE else None
-    claimed = work.claim(session, queue, who=who, lease=lease, most=most)
+    claimed = work.claim(session, queue, who=who, lease=lease, most=most, free=free)
     if claimed is not None and claimed.kind is WorkKind.TRAIN:
         try:
             started_at = func.coalesce(Job.started_at, func.now())
@@ -72,7 +73,7 @@ def claim(session: Session, queue: str, *, who: Who, lease: timedelta) -> Claim 
                 work.pause(session, claimed.subject, WorkKind.TRAIN)
             else:
                 work.stop(session, claimed)
-            return claim(session, queue, who=who, lease=lease)
+            return claim(session, queue, who=who, lease=lease, free=free)
         again = f" (attempt {claimed.attempt})" if claimed.attempt > 1 else ""
         events.tell(session, job.id, f"Fine-tuning job started on {who.host}{again}")
     return claimed
@@ -206,6 +207,44 @@ def pass_on(session: Session, holder: Claim, reason: str, *, delay: timedelta) -
     _hand_back(session, holder, wish)
 
 
+def run_out(session: Session, holder: Claim, lack: Lack, *, delay: timedelta) -> None:
+    """Set a job aside, unharmed: the attempt found no room. What is not training yet is tried again after a delay."""
+    wish = _wish_for(session, holder)
+    if wish is Desired.CANCEL:
+        stop(session, holder)
+        return
+    if holder.kind is not WorkKind.TRAIN:
+        work.requeue(session, holder, outcome=NO_SPACE, delay=delay)
+        events.tell(session, holder.subject, f"{lack}. It is tried again later", level="warn")
+        return
+    work.requeue(session, holder, outcome=NO_SPACE)
+    events.tell(session, holder.subject, f"{lack}. What was saved is kept", level="warn")
+    job = _move(session, holder.subject, JobStatus.QUEUED)
+    if wish is Desired.PAUSE:
+        pause(session, job)
+        return
+    work.pause(session, job.id, WorkKind.TRAIN, room_bytes=lack.needed_bytes if lack.disk == "scratch" else None)
+    _move(
+        session,
+        job.id,
+        JobStatus.PAUSED,
+        desired=Desired.PAUSE,
+        paused_by=NO_SPACE,
+        lack=space.kept(session, lack),
+    )
+    events.tell(session, job.id, "The job was paused; it goes on by itself once there is room")
+
+
+def go_on_where_there_is_room(session: Session) -> None:
+    """Queue the jobs again that were paused for want of space which has come."""
+    for job in space.fitting(session):
+        session.refresh(job)
+        if job.paused_by == NO_SPACE:  # its owner may have come first
+            work.resume(session, job.id, anywhere=False)
+            _move(session, job.id, JobStatus.QUEUED, desired=Desired.RUN)
+            events.tell(session, job.id, "There is room again: the job goes on")
+
+
 def stop(session: Session, holder: Claim) -> None:
     """The worker heard the wish to cancel, and has ended the attempt."""
     work.stop(session, holder)
@@ -235,15 +274,19 @@ def cancel(session: Session, job: Job) -> Job:
     return job
 
 
-def pause(session: Session, job: Job, *, by: str = "user") -> Job:
+def pause(session: Session, job: Job) -> Job:
     """Set aside at once what waits; what runs saves a checkpoint and ends with its step, what is validated ends that.
 
-    Idempotent. Raises `IllegalMove` for a job that has ended, or is being cancelled.
+    Idempotent; one that waits for space does not go on by itself any more. Raises `IllegalMove` for a job that has
+    ended, or is being cancelled.
     """
     still_running = work.pause(session, job.id, WorkKind.TRAIN)
     session.refresh(job)
     status = JobStatus(job.status)
     if status is JobStatus.PAUSED:
+        if job.paused_by == NO_SPACE:
+            job.paused_by, job.lack = "user", None
+            events.tell(session, job.id, "The job was paused")
         return job
     _require_going_on(job, "paused")
     if still_running or status is JobStatus.VALIDATING_FILES:
@@ -252,7 +295,7 @@ def pause(session: Session, job: Job, *, by: str = "user") -> Job:
             when = "with its current step" if still_running else "once its files are validated"
             events.tell(session, job.id, f"Pausing: the job is set aside {when}")
         return job
-    job = _move(session, job.id, JobStatus.PAUSED, desired=Desired.PAUSE, paused_by=by)
+    job = _move(session, job.id, JobStatus.PAUSED, desired=Desired.PAUSE, paused_by="user")
     events.tell(session, job.id, "The job was paused")
     return job
 
@@ -300,7 +343,7 @@ def _wish_for(session: Session, holder: Claim) -> Desired:
 
 
 def _move(session: Session, job_id: str, target: JobStatus, **values: Any) -> Job:
-    values.setdefault("paused_by", None)
+    values = {"paused_by": None, "lack": None, **values}
     if target in FINAL:  # a wish that came too late is none any more
         values["desired"] = Desired.CANCEL if target is JobStatus.CANCELLED else Desired.RUN
     job = session.scalar(

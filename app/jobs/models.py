@@ -24,6 +24,7 @@ class Job(Base):
         CheckConstraint("(fine_tuned_model IS NOT NULL) = (status = 'succeeded')", "result_when_succeeded"),
         CheckConstraint("(error IS NOT NULL) = (status = 'failed')", "error_when_failed"),
         CheckConstraint("(paused_by IS NOT NULL) = (status = 'paused')", "paused_by_somebody"),
+        CheckConstraint("paused_by IS DISTINCT FROM 'no_space' OR lack IS NOT NULL", "lack_when_no_space"),
         Index("ix_jobs_project", "project_id", "seq"),
         Index("ix_jobs_metadata", text("(spec -> 'metadata')"), postgresql_using="gin"),
         Index("ix_jobs_request", "project_id", "request_sha256", "seq"),
@@ -48,7 +49,9 @@ class Job(Base):
     status: Mapped[str] = mapped_column(server_default=JobStatus.VALIDATING_FILES)
     desired: Mapped[str] = mapped_column(server_default=Desired.RUN)
     paused_by: Mapped[str | None]
-    """`user`."""
+    """`user`, or `no_space`: then the sweeper resumes it."""
+    lack: Mapped[dict[str, Any] | None]
+    """What there was no room for, of a job that `no_space` has paused: see `space`."""
     queue: Mapped[str]
     """The worker class that trains it."""
     warnings: Mapped[list[Any]] = mapped_column(server_default="[]")

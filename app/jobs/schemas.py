@@ -45,7 +45,8 @@ class QueueRead(BaseModel):
     position: int | None
     """1: next. Null: it does not wait in a queue, or is behind more than are counted."""
     waiting_for: Reason | None
-    """`files` to be prepared, a `retry` after a failure, a `worker` of its class, `quota`, its `turn`, or `resume`."""
+    """`files` to be prepared, a `retry` after a failure, a `worker` of its class, `quota`, its `turn`, `resume`, or
+    `no_space`: room on a disk."""
     message: str | None
     retry_at: int | None
     starts_at_estimate: Interval | None

@@ -13,7 +13,9 @@ import msgspec
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
+from app import disks
 from app.jobs.models import Job
+from app.jobs.space import lack_of
 from app.jobs.status import JobStatus
 from app.queue import PREPARE
 from app.reads import Reads, question
@@ -26,7 +28,7 @@ ROUNDED = 10
 """Seconds: a forecast is no better than that, and an answer that stays the same is a 304."""
 WAITING = (JobStatus.VALIDATING_FILES, JobStatus.QUEUED, JobStatus.PAUSED)
 
-Reason = Literal["files", "retry", "worker", "quota", "turn", "resume"]
+Reason = Literal["files", "retry", "worker", "quota", "turn", "resume", "no_space"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +50,8 @@ class Wait:
 # its queue, priority and project.
 _LOOK = text(f"""
 WITH RECURSIVE asked AS MATERIALIZED (
-    SELECT id, subject, kind, queue, priority, project_id, status, available_at, available_at > now() AS is_early
+    SELECT id, subject, kind, queue, priority, project_id, status, available_at, available_at > now() AS is_early,
+        room_bytes
     FROM work WHERE subject = ANY(:ids) AND finished_at IS NULL AND kind IN ('prepare', 'train')
 ),
 lines AS MATERIALIZED (
@@ -120,12 +123,20 @@ SELECT jsonb_build_object(
         SELECT jsonb_agg(jsonb_build_object(
             'subject', subject, 'kind', kind, 'queue', queue, 'priority', priority, 'project_id', project_id,
             'status', status, 'available_at', extract(epoch FROM available_at), 'is_early', is_early,
+            'room_bytes', room_bytes,
             'ahead', ahead, 'low', low, 'high', high, 'unknown', unknown
         )) FROM asked LEFT JOIN placed USING (id)
     ),
     'projects', (SELECT coalesce(jsonb_agg(projects), '[]') FROM projects),
     'running', (SELECT coalesce(jsonb_agg(running), '[]') FROM running),
     'training', (SELECT coalesce(jsonb_object_agg(project_id, running), '{{}}') FROM training),
+    'roomiest', (
+        SELECT coalesce(jsonb_object_agg(queue, free), '{{}}') FROM (
+            SELECT queue, max((usage ->> 'scratch_free_bytes')::float) AS free FROM workers
+            WHERE heard_at > now() - interval '{HEARD_WITHIN.total_seconds()} s' AND usage ? 'scratch_free_bytes'
+            GROUP BY queue
+        ) AS told
+    ),
     'alive', (
         SELECT coalesce(jsonb_object_agg(queue, count), '{{}}') FROM (
             SELECT queue, count(*) FROM workers WHERE heard_at > now() - interval '{HEARD_WITHIN.total_seconds()} s'
@@ -156,6 +167,8 @@ class Place(msgspec.Struct):
     status: str
     available_at: float
     is_early: bool
+    room_bytes: int | None
+    """Of a worker's disk, without which none takes it."""
     ahead: int | None
     """In its own line; None: more than is counted."""
     low: float | None
@@ -213,6 +226,8 @@ class Look(msgspec.Struct):
     """Pieces of training that run, by project."""
     alive: dict[str, int]
     """Slots heard of lately, by queue."""
+    roomiest: dict[str, float]
+    """Bytes free on the disk of that of them which has most."""
     asked: list[Place] | None
 
 
@@ -267,8 +282,9 @@ def _waits(jobs: Sequence[Job], look: Look) -> dict[str, Wait]:
 
 def _wait(job: Job, place: Place | None, load: _Load | None, look: Look) -> Wait:
     if job.status == JobStatus.PAUSED:
-        by = "its owner" if job.paused_by == "user" else job.paused_by
-        return Wait("resume", f"Paused by {by}: resume it to go on.", no_forecast="It is paused.")
+        if (lack := lack_of(job)) is not None:
+            return Wait("no_space", f"{lack}. It goes on by itself once there is room.", no_forecast="It is paused.")
+        return Wait("resume", "Paused by its owner: resume it to go on.", no_forecast="It is paused.")
     if place is None:
         return Wait(no_forecast="It is being moved just now.")  # between two looks at the database
     preparing = job.status == JobStatus.VALIDATING_FILES
@@ -288,6 +304,8 @@ def _wait(job: Job, place: Place | None, load: _Load | None, look: Look) -> Wait
         starts, no_forecast = None, "Its files are to be prepared first."
     elif reason == "quota":
         starts, no_forecast = None, "Another job of its project has to end first."
+    elif reason == "no_space":
+        starts, no_forecast = None, "There has to be room first."
     return Wait(
         "files" if preparing and reason == "turn" else reason,
         f"Its files are to be prepared: {message[0].lower()}{message[1:]}" if preparing else message,
@@ -305,6 +323,10 @@ def _reason(place: Place, load: _Load | None, look: Look) -> tuple[Reason, str]:
     running = look.training.get(place.project_id, 0)
     if place.queue != PREPARE and most is not None and running >= most:
         return "quota", f"Its project has {running} in training already, and may have {most} at once."
+    if place.room_bytes is not None and look.roomiest.get(place.queue, math.inf) < place.room_bytes:
+        free = disks.as_text(int(look.roomiest[place.queue]))
+        needed = disks.as_text(place.room_bytes)
+        return "no_space", f"It needs {needed} of a worker's disk, and the roomiest of {place.queue} has {free} free."
     if load is None:
         return "turn", f"More than {COUNTED} are ahead of it."
     if load.pieces:

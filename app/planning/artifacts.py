@@ -67,9 +67,12 @@ def result_bytes(shape: ModelShape, setup: TrainingSetup, adapter: int | None) -
 
 def scratch_bytes(shape: ModelShape, setup: TrainingSetup, result: int) -> int:
     """Of a worker's disk while it trains: checkpoints with the optimizer's states, and the result."""
-    trained = trained_params(shape, setup)
-    checkpoint = trained * (BYTES[setup.trained] + setup.state_bytes) + ALL_BUT_WEIGHTS
-    return int(SCRATCH_CHECKPOINTS * checkpoint) + result
+    return SCRATCH_CHECKPOINTS * checkpoint_bytes(shape, setup) + result
+
+
+def checkpoint_bytes(shape: ModelShape, setup: TrainingSetup) -> int:
+    """Of one that training goes on from: what is trained, and the optimizer's states."""
+    return int(trained_params(shape, setup) * (BYTES[setup.trained] + setup.state_bytes)) + ALL_BUT_WEIGHTS
 
 
 def stored_bytes(spec: JobSpec, shape: ModelShape, setup: TrainingSetup, result: int, steps: int) -> int:

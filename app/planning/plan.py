@@ -78,6 +78,9 @@ class Plan:
     fits: list[Fit]
     duration: Duration
     steps: int
+    checkpoint: int
+    """Bytes of one."""
+    result: int
     worker_disk: int
     stored: int
     changes: list[Change] | None
@@ -129,6 +132,8 @@ def make(
         fits=fits,
         duration=_duration(numbers, base, data, place, trained, steps, result, measured.get(place.name, ())),
         steps=steps,
+        checkpoint=artifacts.checkpoint_bytes(base.known_shape, setup),
+        result=result,
         worker_disk=artifacts.scratch_bytes(base.known_shape, setup, result),
         stored=artifacts.stored_bytes(numbers, base.known_shape, setup, result, steps),
         changes=changed,

@@ -140,7 +140,9 @@ class PlanRead(BaseModel):
     devices: list[DeviceRead]
     duration: DurationRead
     disk_bytes: int = Field(description="On the worker while it trains, and in the storage, together.")
-    disk: dict[str, int]
+    disk: dict[str, int] = Field(
+        description="Bytes: of the worker and the `storage`, at their most; of one `checkpoint`, and of the `result`."
+    )
     changes: list[ChangeRead] = Field(description="That make it fit its device, the least harmful first.")
     warnings: list[dict[str, Any]]
     data: DataRead
@@ -168,7 +170,12 @@ class PlanRead(BaseModel):
                 basis=plan.duration.basis,
             ),
             disk_bytes=plan.worker_disk + plan.stored,
-            disk={"worker": plan.worker_disk, "storage": plan.stored},
+            disk={
+                "worker": plan.worker_disk,
+                "storage": plan.stored,
+                "checkpoint": plan.checkpoint,
+                "result": plan.result,
+            },
             changes=[ChangeRead.of(change) for change in plan.changes or []],
             warnings=[asdict(one) for one in found.warnings],
             data=DataRead(rows=data.rows, tokens=data.tokens, longest_row=data.longest_row, basis=data.basis),

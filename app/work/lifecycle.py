@@ -18,6 +18,7 @@ from app.work.models import Attempt, Work
 from app.work.status import Desired, WorkKind, WorkStatus, sources
 
 CLAIMS_LOCK = 0x636C6169
+UNBOUNDED = 2**62
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,12 +54,22 @@ class Who:
     device: dict[str, Any]
 
 
-def claim(session: Session, queue: str, *, who: Who, lease: timedelta, most: int | None = None) -> Claim | None:
+def claim(
+    session: Session, queue: str, *, who: Who, lease: timedelta, most: int | None = None, free: int | None = None
+) -> Claim | None:
     """Take the first work of a queue, or None; see `turns`. Two claimers never get the same row.
 
-    `most`: pieces of training that a project may have running at once, in all queues together.
+    `most`: pieces of training that a project may have running at once, in all queues together. `free`: bytes of the
+    claimer's disk, which pass over work that needs more; None: whatever it needs.
     """
-    values = {"queue": queue, "lease": lease, "worker_id": who.worker_id, "host": who.host, "device": who.device}
+    values = {
+        "queue": queue,
+        "lease": lease,
+        "free": UNBOUNDED if free is None else free,
+        "worker_id": who.worker_id,
+        "host": who.host,
+        "device": who.device,
+    }
     if most is None:
         row = session.execute(turns.TAKE, values).one_or_none()
     else:
@@ -138,24 +149,35 @@ def cancel(session: Session, subject: str) -> bool:
     return _wish(session, subject, Desired.CANCEL)
 
 
-def pause(session: Session, subject: str, kind: WorkKind) -> bool:
-    """Set aside what is queued of that kind, and wish it of what is running. Returns whether anything still runs."""
+def pause(session: Session, subject: str, kind: WorkKind, *, room_bytes: int | None = None) -> bool:
+    """Set aside what is queued of that kind, and wish it of what is running. Returns whether anything still runs.
+
+    `room_bytes`: of a worker's disk, without which none takes it later.
+    """
     _lock(session, subject)
     session.execute(
         update(Work)
         .where(Work.subject == subject, Work.kind == kind, Work.status == WorkStatus.QUEUED)
-        .values(status=WorkStatus.PAUSED, desired=Desired.PAUSE)
+        .values(status=WorkStatus.PAUSED, desired=Desired.PAUSE, room_bytes=room_bytes)
     )
     return _wish(session, subject, Desired.PAUSE, kind=kind)
 
 
-def resume(session: Session, subject: str) -> None:
-    """Paused → queued; what is still running goes on, or is queued at once by the worker that stops it."""
+def resume(session: Session, subject: str, *, anywhere: bool = True) -> None:
+    """Paused → queued; what is still running goes on, or is queued at once by the worker that stops it.
+
+    `anywhere`: a worker takes it whether it has the room or not.
+    """
     _lock(session, subject)
     session.execute(
         update(Work)
         .where(Work.subject == subject, Work.status == WorkStatus.PAUSED)
-        .values(status=WorkStatus.QUEUED, desired=Desired.RUN, available_at=func.now())
+        .values(
+            status=WorkStatus.QUEUED,
+            desired=Desired.RUN,
+            available_at=func.now(),
+            **({"room_bytes": None} if anywhere else {}),
+        )
     )
     session.execute(
         update(Work)

@@ -57,6 +57,8 @@ class Work(Base):
     seconds_low: Mapped[float | None]
     """With `seconds_high` the interval in which it should be done once it is claimed; None: nobody knows."""
     seconds_high: Mapped[float | None]
+    room_bytes: Mapped[int | None] = mapped_column(BigInteger)
+    """Of a worker's disk, without which it does not claim this: an attempt has run out of it before."""
     created_at: Mapped[CreatedAt]
     finished_at: Mapped[Time | None]
 
@@ -82,7 +84,8 @@ class Attempt(Base):
     started_at: Mapped[Time] = mapped_column(server_default=func.now())
     ended_at: Mapped[Time | None]
     outcome: Mapped[str | None]
-    """How it ended: `succeeded`, `failed`, `cancelled`, `paused`, `interrupted`, `passed_on` or `lease_expired`."""
+    """How it ended: `succeeded`, `failed`, `cancelled`, `paused`, `interrupted`, `passed_on`, `no_space` or
+    `lease_expired`."""
     error: Mapped[dict[str, Any] | None]
     resumed_from_step: Mapped[int | None]
     phases: Mapped[dict[str, Any]] = mapped_column(server_default="{}")

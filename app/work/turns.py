@@ -50,7 +50,7 @@ turns AS (
 ),
 taken AS (
     UPDATE work
-    SET status = 'running', attempt = attempt + 1, claimed_at = now(), lease_until = now() + :lease
+    SET status = 'running', attempt = attempt + 1, claimed_at = now(), lease_until = now() + :lease, room_bytes = NULL
     WHERE id = (
         SELECT first.id
         FROM turns
@@ -63,7 +63,7 @@ taken AS (
         CROSS JOIN LATERAL (
             SELECT id FROM work
             WHERE mine.alone AND queue = :queue AND priority = turns.priority AND project_id = turns.project_id
-                AND status = 'queued' AND available_at <= now()
+                AND status = 'queued' AND available_at <= now() AND coalesce(room_bytes, 0) <= :free
             ORDER BY available_at, id LIMIT 1
             FOR UPDATE SKIP LOCKED
         ) AS first

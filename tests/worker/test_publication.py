@@ -22,10 +22,11 @@ from app.jobs.prepared import Prepared
 from app.registry import card
 from app.registry import service as registry
 from app.registry.manifest import TrainingReport
+from app.settings import get_settings
 from app.storage import Storage
 from tests.factories import make_file, make_manifest, make_queued_job, take
 from tests.running import wait_for
-from worker import messages
+from worker import checkpoints, messages
 from worker.publication import CheckpointPublisher, Origin
 
 Offer = Callable[..., Path]
@@ -209,3 +210,25 @@ def test_a_checkpoint_that_was_deleted_does_not_come_back_when_its_step_is_done_
     assert entered(session) == [10]
     assert not again.exists()
     assert not other.exists()
+
+
+@pytest.mark.fault(22)
+def test_checkpoints_without_room_in_the_storage_are_told_of_once_and_waited_for_by_nobody(
+    session: Session, tmp_path: Path, storage: Storage, origin: Origin, offer: Offer
+) -> None:
+    kept, gone = offer(20), offer(10)
+    checkpoints.path_of(tmp_path / "checkpoints", 20).mkdir(parents=True)  # whose files the kept one has
+    told: list[str] = []
+    began = time.monotonic()
+    with CheckpointPublisher(tmp_path, storage, origin, warn=told.append, reserve=2**60) as publisher:
+        publisher.is_last_chance = True
+        publisher.hear(messages.Checkpoint(10, gone.name))
+        wait_for(lambda: told)
+        publisher.hear(messages.Checkpoint(20, kept.name))
+    assert time.monotonic() - began < get_settings().database_patience.total_seconds() / 2
+    assert told == ["The storage has no room for the checkpoint at step 10: it is not published for now"]
+    assert (kept.exists(), gone.exists(), entered(session)) == (True, False, [])
+
+    with CheckpointPublisher(tmp_path, storage, origin):
+        pass
+    assert entered(session) == [20]

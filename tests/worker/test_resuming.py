@@ -15,6 +15,7 @@ from app.auth import Project
 from app.files import service as files
 from app.jobs import lifecycle, resume_states
 from app.jobs.models import Job, ResumeState
+from app.settings import get_settings
 from app.storage import CHUNK, Blob, Incoming, Storage, blob_key, get_storage
 from app.work.lifecycle import Claim
 from tests.conftest import SetSettings
@@ -60,8 +61,8 @@ def save(work_dir: Path, step: int, *, best: int | None = None, course: Course =
 
 def store(claim: Claim, work_dir: Path, storage: Storage, stored: Stored | None = None) -> None:
     """Until there is nothing left to store."""
-    with CheckpointUploader(claim, work_dir, storage, stored or Stored()) as uploader:
-        uploader.finish(Lease(claim), pytest.fail)
+    with CheckpointUploader(claim, work_dir, storage, stored or Stored(), warn=pytest.fail) as uploader:
+        uploader.finish(Lease(claim))
 
 
 def go_on(
@@ -319,8 +320,8 @@ def test_an_attempt_waits_for_its_last_checkpoint_as_long_as_its_grace(
     shutdown._began_at.value = 0.0 if ends == "paused" else time.monotonic()
     try:
         began = time.monotonic()
-        with CheckpointUploader(claim, tmp_path, storage, Stored()) as uploader:
-            uploader.finish(Lease(claim), told.append)
+        with CheckpointUploader(claim, tmp_path, storage, Stored(), warn=told.append) as uploader:
+            uploader.finish(Lease(claim))
         assert 0.5 <= time.monotonic() - began < 15
     finally:
         shutdown._began_at.value = 0.0
@@ -342,3 +343,19 @@ def test_bytes_that_a_deleted_file_shares_with_a_checkpoint_stay(
     sweep_blobs(session, age=timedelta(0))
     found, _, told = go_on(claim, tmp_path / "there", storage)
     assert found is not None, told
+
+
+@pytest.mark.fault(22)
+def test_a_checkpoint_without_room_in_the_storage_is_told_of_and_keeps_nobody_waiting(
+    session: Session, claim: Claim, storage: Storage, tmp_path: Path
+) -> None:
+    save(tmp_path, 10)
+    told: list[str] = []
+    began = time.monotonic()
+    with CheckpointUploader(claim, tmp_path, storage, Stored(), warn=told.append, reserve=2**60) as uploader:
+        uploader.finish(Lease(claim))
+    assert time.monotonic() - began < get_settings().checkpoint_grace.total_seconds() / 2
+    assert told == ["The storage has no room for checkpoint-10: only this worker can go on from it for now"]
+    assert steps(session) == {}
+    store(claim, tmp_path, storage)
+    assert steps(session) == {10: True}

@@ -10,7 +10,7 @@ import select
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Literal, NoReturn
@@ -57,7 +57,7 @@ def run(load: Callable[[], "Work"]) -> int:
         try:
             outcome = work(work_dir, report, stop)
         except Exception as error:  # noqa: BLE001  whatever it is, the worker is told in its own words
-            report(failures.classify(error, failures.method_in(work_dir)))
+            report(failures.last_word(error, work_dir))
             return 1
         stop.deferred = True  # what is done is done
         report(outcome)
@@ -168,8 +168,9 @@ Work = Callable[[Path, Report, StopRequest], AnyMessage]
 
 def leave(code: int) -> NoReturn:
     """End now: tearing an interpreter with torch down takes a second, and nothing in it is left to save."""
-    sys.stdout.flush()
-    sys.stderr.flush()
+    with suppress(OSError):  # the disk that its log is on may be full
+        sys.stdout.flush()
+        sys.stderr.flush()
     os._exit(code)
 
 

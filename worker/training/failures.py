@@ -1,13 +1,13 @@
 """From exceptions to what the job's owner is told: code, sentence, remedy, and whether another attempt could help."""
 
-import errno
 import json
 import traceback
 from pathlib import Path
 from typing import ClassVar
 
+from app import disks
 from app.registry import identity
-from worker.messages import Failed
+from worker.messages import Failed, NoSpace
 from worker.training.base import BaseChanged, BaseNotFound
 from worker.training.templates import TemplateUnusable
 
@@ -94,6 +94,15 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(part in str(error) for part in OUT_OF_MEMORY)
 
 
+def last_word(error: BaseException, work_dir: Path) -> Failed | NoSpace:
+    """What a trainer tells its worker of an exception that ends it."""
+    if isinstance(error, disks.NoSpace):
+        return NoSpace(error.needed_bytes)
+    if disks.is_full(error, work_dir):
+        return NoSpace()
+    return classify(error, method_in(work_dir))
+
+
 def classify(error: BaseException, method: str) -> Failed:
     """Anything that can end a trainer, as the message that says so. `method`: the type of the spec's."""
     hyperparameters = f"method.{method}.hyperparameters"
@@ -130,12 +139,6 @@ def classify(error: BaseException, method: str) -> Failed:
             return Failed(code="hub_unavailable", message=_sentence(error), param="model", retryable=True)
         case MemoryError():
             return _out_of_host_memory()
-        case OSError(errno=errno.ENOSPC):
-            return Failed(
-                code="no_space",
-                message="The worker's disk is full. Free some room, or save fewer checkpoints (save_steps).",
-                retryable=True,
-            )
         case OSError(errno=int()):
             return Failed(
                 code="storage_unavailable", message=f"The worker cannot read or write: {error}.", retryable=True

@@ -5,12 +5,13 @@ from pathlib import Path
 
 from transformers import Trainer, TrainerState
 
+from app import disks
 from app.jobs.prepared import Prepared
 from app.jobs.spec import JobSpec
 from app.planning import recipes
 from worker import checkpoints, messages
 from worker.checkpoints import Checkpoint
-from worker.training import device, initial, model, probe, remedies, trainers
+from worker.training import device, initial, model, probe, remedies, room, trainers
 from worker.training.base import parent_of, work_offline
 from worker.training.callbacks import NoLongerImproving, Pace, Progress
 from worker.training.child import Report, StopNow, StopRequest
@@ -20,6 +21,7 @@ from worker.training.grading import Answers
 from worker.training.health import Health
 from worker.training.preparation import prepare, write_last
 from worker.training.result import Result
+from worker.training.room import Room
 
 
 def train(work_dir: Path, report: Report, stop: StopRequest) -> messages.Done | messages.Stopped:
@@ -67,6 +69,7 @@ def train(work_dir: Path, report: Report, stop: StopRequest) -> messages.Done | 
     for reward in getattr(trainer, "reward_funcs", ()):
         trainer.add_callback(Answers(report, reward))
     trainer.add_callback(pace)
+    trainer.add_callback(Room(trainer, work_dir / "checkpoints"))
     loaded = time.perf_counter()
 
     try:
@@ -82,6 +85,7 @@ def train(work_dir: Path, report: Report, stop: StopRequest) -> messages.Done | 
     trained = time.perf_counter()
 
     report(messages.Phase(phase="saving"))
+    disks.require("scratch", work_dir, room.result_bytes(trainer))
     choice = choose(trainer, work_dir / "checkpoints", report)
     result.write(work_dir / "result", choice, phases={"load": loaded - began, "train": trained - loaded})
     return messages.Done()

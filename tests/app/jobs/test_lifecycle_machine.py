@@ -24,6 +24,7 @@ from app.errors import IllegalMove
 from app.jobs import lifecycle
 from app.jobs import service as jobs
 from app.jobs.models import Job
+from app.jobs.space import Lack
 from app.jobs.status import FINAL
 from app.registry import service as registry
 from app.settings import get_settings
@@ -37,6 +38,7 @@ from worker import moves, sweeper
 
 LEASE = timedelta(seconds=60)
 ERROR = {"code": "worker_lost", "message": "The trainer was killed.", "param": None}
+LACK = Lack("scratch", "here", free_bytes=10, needed_bytes=20)
 QUEUES = st.sampled_from(["prepare", "cpu"])
 STATE = text(
     """
@@ -92,8 +94,12 @@ def _give_up(session: Session, claim: Claim) -> None:
     moves.fail(session, claim, ERROR)
 
 
+def _run_out(session: Session, claim: Claim) -> None:
+    lifecycle.run_out(session, claim, LACK, delay=timedelta(seconds=30))
+
+
 Write = Callable[[Session, Claim], None]
-ENDINGS: list[Write] = [_settle_well, _settle_a_failure, _obey, _give_up, moves.requeue]
+ENDINGS: list[Write] = [_settle_well, _settle_a_failure, _obey, _give_up, _run_out, moves.requeue]
 WRITES: list[Write] = [*ENDINGS, _beat, _report]
 WISHES = [lifecycle.cancel, lifecycle.pause, lifecycle.resume]
 
@@ -208,6 +214,17 @@ class Lifecycle(RuleBasedStateMachine):
                 self.zombies.append(claim)
                 sweeper._take_back(session, claim, host="here")
         assert not self.held
+
+    @rule(free=st.sampled_from([10, 20]))
+    def room_is_reported(self, free: int) -> None:
+        """And the sweeper has those go on that it will do for."""
+        with new_session() as session, session.begin():
+            work_service.hear(session, WHO, queue="cpu", pid=1, usage={"scratch_free_bytes": free})
+        before = [job["id"] for job in self._state() if job["paused_by"] == "no_space"]
+        with new_session() as session, session.begin():
+            lifecycle.go_on_where_there_is_room(session)
+        now = {job["id"]: job["status"] for job in self._state()}
+        assert {now[one] for one in before} <= ({"queued"} if free >= LACK.needed_bytes else {"paused"})
 
     def _state(self) -> list[dict[str, Any]]:
         with new_session() as session, session.begin():

@@ -4,6 +4,7 @@ import io
 import json
 import tarfile
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
@@ -16,12 +17,14 @@ from starlette.testclient import TestClient
 from app.auth import Project, create_key
 from app.jobs.models import Job
 from app.jobs.prepared import Prepared
-from app.registry import service
+from app.registry import service, tar
+from app.registry.manifest import PublishedFile
 from app.registry.models import RegisteredModel
 from app.settings import get_settings
 from app.storage import blob_key, get_storage
 from tests import factories
 from worker.publication import Origin, publish
+from worker.sweeper import FILES_KEPT
 
 FILES = {
     "adapter_config.json": b'{"r": 8}',
@@ -180,17 +183,47 @@ def test_a_flipped_byte_is_found_and_never_served(
         file.write(weights)
     try:
         found = client.get(f"{url}/verify").json()
-        with pytest.raises(RuntimeError, match="response already started"):  # over a network it breaks off
-            client.get(f"{url}/{path}")
+        served = client.get(f"{url}/{path}").content  # over a network it breaks off
     finally:
         weights[len(weights) // 2] ^= 1  # other results are of the same bytes
         with storage._files.open(place, "wb") as file:
             file.write(weights)
 
     problems = {file["name"]: file["problem"] for file in found["files"] if file["problem"]}
+    assert len(served) < len(weights)
     assert not found["ok"]
     assert list(problems) == ["adapter_model.safetensors"]
     assert flipped in problems["adapter_model.safetensors"]
+
+
+@pytest.mark.fault(36)
+def test_a_download_that_has_begun_ends_whole_although_the_model_is_deleted_and_swept(
+    client: TestClient, session: Session, result: Result
+) -> None:
+    """Case 36: files that are yet to be opened stay for a while, and one that is open stays as long as it is read."""
+    storage = get_storage()
+    with session.begin():
+        row = session.get_one(RegisteredModel, result.id)
+        files = [PublishedFile.model_validate(file) for file in row.files]
+    weights = next(file for file in files if file.name == "adapter_model.safetensors")
+    download = tar.stream(storage, "folder", files, mtime=0)
+    begun = [next(download)]
+    reading = storage.read(weights.sha256, size=weights.bytes)
+    read = [next(reading)]
+
+    assert client.delete(f"/v1/models/{result.id}").status_code == 200
+    factories.sweep_blobs(session, age=FILES_KEPT)
+    begun += download
+    with tarfile.open(fileobj=io.BytesIO(b"".join(begun))) as whole:
+        for name, content in result.files.items():
+            file = whole.extractfile(f"folder/{name}")
+            assert file is not None
+            assert file.read() == content
+
+    factories.sweep_blobs(session, age=timedelta(0))
+    assert not storage.has(weights.sha256, weights.bytes)
+    read += reading
+    assert b"".join(read) == result.files[weights.name]
 
 
 @pytest.mark.parametrize("base", ["Qwen2.5-7B_it", "模型", 'a"b c'])

@@ -1,6 +1,5 @@
 """From exceptions to what the job's owner is told."""
 
-import errno
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,6 @@ from worker.training import failures
     [
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), "out_of_memory", False),
         (MemoryError(), "out_of_host_memory", True),
-        (OSError(errno.ENOSPC, "No space left on device"), "no_space", True),
         (failures.BaseChanged("the base differs"), "base_model_changed", False),
         (failures.TargetModulesUnusable("no such layer"), "invalid_target_modules", False),
         (ConnectionError("the hub is away"), "hub_unavailable", True),

@@ -136,7 +136,8 @@ def _require_result(work_dir: Path, tuning: str, base: Path) -> None:
 
 
 def test_the_story_is_told_in_order(make_job: Any, run: Any) -> None:
-    said = run(make_job("lora", validation=tiny.chat_rows(4)))
+    told = run(make_job("lora", validation=tiny.chat_rows(4)))
+    said = [message for message in told if not isinstance(message, messages.Evaluating)]  # of slow ones
 
     kinds = [f"{message.phase}" if isinstance(message, messages.Phase) else type(message).__name__ for message in said]
     epoch = ["Metrics"] * 4 + ["Eval", "Checkpoint"]

@@ -3,8 +3,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 TUNING ?= qlora
+N ?= 200
 
-.PHONY: setup check test test-all faults test-gpu examples demo bench bench-api bench-data bench-queue clean-demo
+.PHONY: setup check test test-all faults chaos test-gpu examples demo bench bench-api bench-data bench-queue clean-demo
 
 setup: .venv/.ready
 
@@ -32,6 +33,10 @@ test-all: setup
 faults: setup
 	-$(BIN)/pip install --quiet --disable-pip-version-check libfaketime
 	$(BIN)/python -m pytest -n 2 --dist loadfile -p tests.fault_table -m fault
+
+# N random kills of a running service while jobs come and run, for half an hour and more; SEED=… has the same ones again.
+chaos: setup
+	$(BIN)/python -m tests.chaos --kills $(N) $(if $(SEED),--seed $(SEED))
 
 test-gpu: setup
 	$(BIN)/pytest -m gpu

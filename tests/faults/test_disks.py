@@ -68,6 +68,7 @@ def losses(service: Service, job_id: str) -> list[tuple[int, float]]:
 
 
 @pytest.mark.fault(21)
+@pytest.mark.long
 def test_a_job_whose_checkpoint_has_no_room_waits_for_it_with_the_last_one(service: Service, rows: str) -> None:
     """Case 21."""
     with only_a_worker_on_a_small_disk(service, "small") as scratch:

@@ -76,7 +76,9 @@ def another_api(service: Service, **environment: str) -> Iterator[tuple[str, psu
 
 
 @pytest.mark.fault(16, 17)
-@pytest.mark.parametrize(("place", "made"), [("before_commit", 0), ("after_commit_before_ring", 1)])
+@pytest.mark.parametrize(
+    ("place", "made"), [pytest.param("before_commit", 0, marks=pytest.mark.long), ("after_commit_before_ring", 1)]
+)
 def test_an_api_that_dies_in_a_create_leaves_no_half_of_a_job(
     service: Service, rows: str, place: str, made: int
 ) -> None:
@@ -101,6 +103,7 @@ def test_an_api_that_dies_in_a_create_leaves_no_half_of_a_job(
 
 
 @pytest.mark.fault(12)
+@pytest.mark.long
 def test_jobs_are_taken_at_once_while_there_is_no_broker_and_run_when_there_is(service: Service, rows: str) -> None:
     up = psutil.Process(service.process.pid)
     with frozen(up):  # which would start it again
@@ -116,6 +119,7 @@ def test_jobs_are_taken_at_once_while_there_is_no_broker_and_run_when_there_is(s
 
 
 @pytest.mark.fault(13)
+@pytest.mark.long
 def test_a_broker_that_never_answers_keeps_no_request_waiting(service: Service, rows: str) -> None:
     jobs: list[str] = []
     with frozen(part(service, "valkey-server")):
@@ -133,6 +137,7 @@ def ready(service: Service, *, broker: str) -> dict[str, Any] | None:
 
 
 @pytest.mark.fault(11)
+@pytest.mark.long
 def test_all_that_waits_runs_although_the_broker_was_emptied(service: Service, rows: str) -> None:
     preparing = part(service, "worker.main", "--queue prepare")
     with frozen(pool_child_of(preparing)):
@@ -155,6 +160,7 @@ def test_a_ring_that_is_delivered_eight_times_starts_one_attempt(service: Servic
 
 
 @pytest.mark.fault(52)
+@pytest.mark.long
 def test_a_forged_ring_does_nothing(service: Service) -> None:
     """For a queue without work, with arguments that nobody sends, and as a task that there is not."""
     worker = worker_of(service)
@@ -185,6 +191,7 @@ def test_training_goes_on_while_postgres_restarts(service: Service, rows: str) -
 
 
 @pytest.mark.fault(19)
+@pytest.mark.long
 def test_connections_that_are_cut_again_and_again_cost_no_job_and_no_request(service: Service, rows: str) -> None:
     jobs = [submit(service, rows, max_steps=5) for _ in range(2)]
     client = service.client()  # which asks twice more by itself
@@ -207,6 +214,7 @@ def test_connections_that_are_cut_again_and_again_cost_no_job_and_no_request(ser
 
 
 @pytest.mark.fault(20)
+@pytest.mark.long
 @pytest.mark.parametrize("hours", ["+2h", "-2h"])
 def test_a_worker_whose_clock_is_hours_off_is_as_any_other(service: Service, rows: str, hours: str) -> None:
     libfaketime = pytest.importorskip("libfaketime", reason="needs libfaketime: pip install libfaketime")

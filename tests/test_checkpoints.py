@@ -158,6 +158,7 @@ def test_a_job_goes_on_from_a_checkpoint_on_its_own_base(
     assert max(float((before[name] - after[name]).abs().max()) for name in before) < 1e-9
 
 
+@pytest.mark.long
 def test_a_full_model_is_the_base_of_a_job_and_of_one_that_goes_on_with_its_adapter(
     service: Service, rows: str, tmp_path: Path
 ) -> None:
@@ -182,6 +183,7 @@ def test_a_full_model_is_the_base_of_a_job_and_of_one_that_goes_on_with_its_adap
     assert max(float((before[name] - after[name]).abs().max()) for name in before) < 1e-9
 
 
+@pytest.mark.long
 def test_an_adapter_does_not_go_on_training_on_a_changed_base(service: Service, rows: str) -> None:
     models = service.home / "models"
     tiny.make_base(models / "fleeting")

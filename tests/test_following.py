@@ -105,6 +105,7 @@ def test_a_browser_follows_with_a_token_that_opens_nothing_else(
     service.client().fine_tuning.jobs.cancel(other)
 
 
+@pytest.mark.long
 def test_a_followed_stream_outlives_the_loss_of_its_connection_to_the_database(
     service: Service, http: httpx.Client, rows: str
 ) -> None:
@@ -119,6 +120,7 @@ def test_a_followed_stream_outlives_the_loss_of_its_connection_to_the_database(
     assert [frame["id"] for frame in heard[:-1]] == [event.id for event in service.events(job_id)]
 
 
+@pytest.mark.long
 def test_a_log_is_followed_and_read_again(service: Service, http: httpx.Client, rows: str) -> None:
     job_id = service.submit(rows, max_steps=4)
     with http.stream("GET", path(job_id, "logs"), params={"follow": "true"}) as response:

@@ -95,6 +95,7 @@ def test_a_manifest_is_replaced_whole_and_listed_by_name(storage: Storage) -> No
     assert storage.write_manifest("models/job/000002.json", {"attempt": 2}) == first
 
 
+@pytest.mark.long
 def test_a_job_runs_with_its_storage_in_a_bucket(bucket: dict[str, str], tmp_path_factory: Any) -> None:
     home = tmp_path_factory.mktemp("s3")
     tiny.make_base(home / "models" / "tiny")

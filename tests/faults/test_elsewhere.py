@@ -60,6 +60,7 @@ def stored(service: Service, job_id: str) -> list[tuple[int, list[dict[str, Any]
 
 
 @pytest.mark.fault(24, 30)
+@pytest.mark.long
 def test_a_paused_job_goes_on_on_another_worker_as_if_nothing_had_been(
     service: Service, rows: str, tmp_path: Path
 ) -> None:

@@ -115,6 +115,7 @@ def test_a_job_survives_its_killed_worker_and_goes_on_from_its_last_checkpoint(
 
 
 @pytest.mark.fault(3)
+@pytest.mark.long
 def test_a_killed_trainer_is_replaced_at_once_by_the_same_worker(service: Service, rows: str) -> None:
     """Cases 3 and 4: a SIGKILL, a segmentation fault, the kernel short of memory, all look alike from outside."""
     worker = worker_of(service)
@@ -220,6 +221,7 @@ def test_a_published_result_is_registered_by_the_next_worker_and_not_trained_aga
 
 
 @pytest.mark.fault(11, 17)
+@pytest.mark.long
 def test_a_job_whose_ring_was_lost_is_rung_for_again(service: Service, rows: str) -> None:
     """Cases 11 and 17: the message popped by a worker that dies with it, and the broker emptied."""
     preparing = wait_for(lambda: service.part("worker.main", "--queue prepare"))
@@ -248,6 +250,7 @@ def rings_sent(broker: Any, *, since: int) -> bool:
 
 
 @pytest.mark.fault(32)
+@pytest.mark.long
 def test_a_job_that_kills_every_trainer_is_failed_and_the_next_one_succeeds(service: Service, rows: str) -> None:
     """Case 32."""
     worker = worker_of(service)
@@ -273,6 +276,7 @@ def test_a_job_that_kills_every_trainer_is_failed_and_the_next_one_succeeds(serv
 
 
 @pytest.mark.fault(8, 9)
+@pytest.mark.long
 def test_a_worker_that_wakes_after_its_lease_writes_nothing_and_stops_its_trainer(service: Service, rows: str) -> None:
     """Cases 8 and 9: worker and trainer stop as a paused machine's would; the trainer wakes first, and trains on."""
     steps = 3 * STEPS
@@ -287,7 +291,7 @@ def test_a_worker_that_wakes_after_its_lease_writes_nothing_and_stops_its_traine
                 resumed_from = wait_for(lambda: second_attempt_resumed_from(service, job_id), 60, every=0.2)
                 wait_for(lambda: checkpoints(service, job_id)[-1] > resumed_from, 60, every=0.2)
                 worked = trainer.cpu_times().user
-            wait_for(lambda: trainer.cpu_times().user > worked + 0.3)  # some steps, told to nobody yet
+            wait_for(lambda: trainer.cpu_times().user > worked + 0.3, 120)  # some steps, told to nobody yet
         wait_for(lambda: not is_alive(trainer), 5)
         assert service.finished(job_id).status == "succeeded"
         assert is_alive(zombie)
@@ -302,6 +306,7 @@ def second_attempt_resumed_from(service: Service, job_id: str) -> int | None:
 
 
 @pytest.mark.fault(29)
+@pytest.mark.long
 def test_a_trainer_deaf_to_its_cancel_is_killed_after_its_grace(service: Service, rows: str) -> None:
     """Case 29."""
     job_id = submit(service, rows)

@@ -124,6 +124,7 @@ def test_used_wrongly_it_ends_with_2_and_without_a_server_with_1(service: Servic
     assert "start one with 'finetuned up'" in nobody.stderr
 
 
+@pytest.mark.long
 def test_a_watched_job_is_not_lost_with_its_connection(service: Service, tmp_path: Path) -> None:
     """The api is killed in the middle; `up` starts it again, and every event comes once."""
     job_id = finetuned(service, "submit", str(write_spec(tmp_path, **LONG)))[0].splitlines()[0]

@@ -57,6 +57,7 @@ def test_a_script_reads_json_and_plans_without_a_file(service: Service, tmp_path
     assert found["resolved"]["method"]["dpo"]["hyperparameters"]["beta"] == 0.1
 
 
+@pytest.mark.long
 def test_a_job_s_plan_gets_a_dry_run_and_whoever_plans_the_same_has_it(tmp_path: Path) -> None:
     with tempfile.TemporaryDirectory(prefix="ft-") as folder:
         home = Path(folder)

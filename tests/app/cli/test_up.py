@@ -148,6 +148,7 @@ def test_the_first_start_makes_a_key_for_its_owner_and_a_second_leaves_it_alone(
         assert (own_home / "url").read_text() == service.url
 
 
+@pytest.mark.long
 def test_every_part_that_is_killed_is_named_and_started_again_and_requests_wait_for_it(own_home: Path) -> None:
     with up_to_its_end(own_home) as service:
         lines = Lines(service)
@@ -192,6 +193,7 @@ def test_a_signal_ends_all_of_it_in_order_and_leaves_nothing(own_home: Path, num
         assert "database system is shut down" in (own_home / "logs" / "postgres.log").read_text().splitlines()[-1]
 
 
+@pytest.mark.long
 def test_a_part_that_hangs_does_not_keep_it_from_ending_within_20_s(own_home: Path) -> None:
     with up_to_its_end(own_home) as service:
         family = descendants(service)
@@ -220,6 +222,7 @@ def test_a_second_ctrl_c_kills_at_once(own_home: Path) -> None:
         assert left(family) == []
 
 
+@pytest.mark.long
 def test_a_kill_of_up_or_of_everything_loses_no_key_job_or_model(own_home: Path) -> None:
     with up_to_its_end(own_home) as first:
         key = first.key

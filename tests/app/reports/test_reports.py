@@ -124,6 +124,7 @@ def test_a_report_says_which_rows_the_validation_file_has_too(api: httpx.Client)
     assert report["validation"]["rows"]["used"] == 2
 
 
+@pytest.mark.long
 def test_a_second_job_on_the_same_rows_does_not_tokenise_them_again(
     api: httpx.Client, service: running.Service
 ) -> None:

@@ -119,6 +119,7 @@ def test_a_layer_that_is_trained_whole_has_no_adapter(make_job: Any, run: Any) -
     ],
     ids=["full", "lora", "LoRA+", "adafactor"],
 )
+@pytest.mark.long
 def test_embeddings_have_the_rate_that_is_asked_for_and_keep_it(
     make_job: Any, run: Any, bases: Path, tuning: str, block: dict[str, Any], chosen: dict[str, Any]
 ) -> None:

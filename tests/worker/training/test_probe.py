@@ -119,6 +119,7 @@ def test_a_job_is_probed_before_its_first_step_and_not_where_it_goes_on(make_job
 
 
 @pytest.mark.fault(6)
+@pytest.mark.long
 def test_what_does_not_fit_fails_with_what_would_or_shrinks_until_it_does(
     make_job: MakeJob, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -279,10 +279,11 @@ def test_a_job_that_kills_every_trainer_is_failed_and_the_next_one_succeeds(serv
 @pytest.mark.long
 def test_a_worker_that_wakes_after_its_lease_writes_nothing_and_stops_its_trainer(service: Service, rows: str) -> None:
     """Cases 8 and 9: worker and trainer stop as a paused machine's would; the trainer wakes first, and trains on."""
-    steps = 3 * STEPS
+    steps = 10 * STEPS
     worker_of(service)
     with service.another_worker(8):
-        job_id = submit(service, rows, max_steps=steps)
+        # Seldom saved: a trainer whose folder was taken over ends by itself at its next save.
+        job_id = submit(service, rows, max_steps=steps, save_steps=2 * STEPS)
         wait_for_checkpoint(service, job_id)
         trainer = service.trainer_of(job_id)
         assert trainer is not None

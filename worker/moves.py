@@ -44,14 +44,6 @@ def requeue(session: Session, claim: Claim, *, outcome: str = "interrupted") -> 
         work.requeue(session, claim, outcome=outcome)
 
 
-def pass_on(session: Session, claim: Claim, reason: str, *, delay: timedelta) -> None:
-    """Running → queued, unharmed, for another worker than this one."""
-    if claim.kind in OF_JOBS:
-        jobs.pass_on(session, claim, reason, delay=delay)
-    else:
-        work.requeue(session, claim, outcome="passed_on", delay=delay)
-
-
 def stop(session: Session, claim: Claim) -> None:
     """Running → cancelled."""
     if claim.kind in OF_JOBS:

@@ -118,7 +118,7 @@ def _settle(claim: Claim, outcome: Outcome, phases: Phases | None) -> str | None
             case NoSpace(lack):
                 lifecycle.run_out(session, claim, lack, delay=get_settings().retry_delays[-1])
             case PassedOn(reason):
-                moves.pass_on(session, claim, reason, delay=_delay(0))
+                lifecycle.pass_on(session, claim, reason, delay=_delay(0))
             case Failed(retryable=True) if claim.failed_attempts < get_settings().max_retries:
                 moves.retry(session, claim, outcome.as_error(), delay=_delay(claim.failed_attempts))
             case Failed():

@@ -9,6 +9,7 @@ from app.jobs.methods import HIGHEST_LEARNING_RATE, KtoHyperparameters, Reinforc
 from app.jobs.spec import FullTuning, JobSpec, LoraTuning
 from app.planning import recipes
 from app.planning.recipes import LORA_R, WIDTH_EXPONENTS, Facts, recipe_of
+from app.planning.setups import WITHOUT_DROPOUT
 
 DORA_UP_TO = 32
 """Its paper (Liu et al. 2024, on ranks) gains most at 4 and 8; from 32 on the field pays for it without a gain."""
@@ -38,6 +39,7 @@ SOURCES = {
     "rank_beyond_data": "the study: rank above what the data can fill",
     "capacity_may_fall_short": "LoRA Learns Less and Forgets Less (Biderman et al. 2024)",
     "forgetting_unmeasured": "LoRA Learns Less and Forgets Less (Biderman et al. 2024)",
+    "dropout_unused": "what TRL does: `disable_dropout` of its trainers of preferences",
     "rank_doubles": "PiSSA (Meng et al. 2024), and how PEFT converts what it has trained",
     "packing_left_out": "this service's measurements of padding",
     "batch_counts_packs": "what TRL does: a batch of packs has as many sequences as packs",
@@ -116,6 +118,16 @@ def warnings(spec: JobSpec, facts: Facts) -> list[Guardrail]:
     if isinstance(spec.tuning, LoraTuning):
         found.extend(_rank_warnings(spec.tuning))
         found.extend(_beginning_warnings(spec.tuning))
+        if spec.tuning.lora_dropout and spec.method.type in WITHOUT_DROPOUT:
+            found.append(
+                Guardrail(
+                    "dropout_unused",
+                    f"{spec.method.type} compares what two passes say of the same answer, so TRL trains it without any"
+                    f" dropout: lora_dropout {spec.tuning.lora_dropout:g} has no effect.",
+                    "tuning.lora_dropout",
+                    "Leave it out.",
+                )
+            )
     if facts.rows is not None and facts.tokens is not None:
         found.extend(_data_warnings(spec, facts, facts.rows, facts.tokens))
     if isinstance(given, ReinforcementHyperparameters):

@@ -63,6 +63,8 @@ TABLE: list[tuple[str, dict[str, Any], Facts, set[str]]] = [
     ("rank 128 on them", numbers("continued_pretraining") | {"tuning": {"type": "lora", "r": 128, "use_rslora": True}}, TEXT, HELD_OUT),
     ("rank 16 on as many tokens of answers", {}, TEXT, HELD_OUT),
     ("PiSSA", {"tuning": {"type": "lora", "init_lora_weights": "pissa"}}, LLAMA_7B, HELD_OUT | {"rank_doubles"}),
+    ("dropout on preferences", numbers("dpo") | {"tuning": {"type": "lora", "lora_dropout": 0.05}}, LLAMA_7B, HELD_OUT | {"dropout_unused"}),
+    ("dropout on answers", {"tuning": {"type": "lora", "lora_dropout": 0.05}}, LLAMA_7B, HELD_OUT),
     ("a batch that counts rows beside much padding", numbers(batch_size=8), PADDED, HELD_OUT | {"packing_left_out"}),
     ("a grader", graded(), LLAMA_7B, HELD_OUT),
     ("OpenAI's numbers", graded(compute_multiplier=1.5, eval_interval=5, eval_samples=4), LLAMA_7B, HELD_OUT),

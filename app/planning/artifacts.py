@@ -75,24 +75,28 @@ def checkpoint_bytes(shape: ModelShape, setup: TrainingSetup) -> int:
     return int(trained_params(shape, setup) * (BYTES[setup.trained] + setup.state_bytes)) + ALL_BUT_WEIGHTS
 
 
-def stored_bytes(spec: JobSpec, shape: ModelShape, setup: TrainingSetup, result: int, steps: int) -> int:
+def stored_bytes(spec: JobSpec, shape: ModelShape, setup: TrainingSetup, result: int, checkpoints: int) -> int:
     """Of the storage: the result, and the model of each checkpoint; of a full model those are in fp32.
 
     And until the job is over what it would go on from.
     """
     taken = isinstance(spec.tuning, LoraTuning) and spec.tuning.takes_from_base
     weights = trained_params(shape, setup) * BYTES["fp32"] * (2 if taken else 1) + ALL_BUT_WEIGHTS
-    saved = checkpoints(spec, steps)
-    states = min(saved, STORED_STATES) * trained_params(shape, setup) * setup.state_bytes
-    return int(result + saved * weights + states)
+    states = min(checkpoints, STORED_STATES) * trained_params(shape, setup) * setup.state_bytes
+    return int(result + checkpoints * weights + states)
 
 
-def checkpoints(spec: JobSpec, steps: int) -> int:
-    """How many are published on the way. Without `save_steps` one an epoch, if none takes more than ten minutes."""
+def checkpoints(spec: JobSpec, steps: int, *, evaluates: bool) -> int:
+    """How many are published on the way, if every evaluation finds the best step so far, which is saved then.
+
+    Without `save_steps` one an epoch, if none takes more than ten minutes.
+    """
     given = spec.hyperparameters
-    if given.save_steps != "auto":
-        return -(-steps // given.save_steps)
-    return resolved(given.n_epochs) if given.max_steps is None else min(resolved(given.n_epochs), steps)
+    epochs = min(resolved(given.n_epochs), steps)
+    ends = {-(-steps * epoch // epochs) for epoch in range(1, epochs + 1)}
+    saved = ends if given.save_steps == "auto" else {*range(given.save_steps, steps, given.save_steps), steps}
+    evaluated = ends if given.eval_steps == "auto" else {*range(given.eval_steps, steps, given.eval_steps), steps}
+    return len(saved | evaluated if evaluates else saved)
 
 
 def _of_adapter(tuning: LoraTuning, tensors: Tensors, family: str) -> Iterable[tuple[str, tuple[int, ...]]]:

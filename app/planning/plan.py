@@ -99,10 +99,13 @@ def make(
     data: Data,
     here: Sequence[Hardware],
     measured: Mapping[str, Sequence[Measured]],
+    *,
+    checkpoints_kept: int,
 ) -> Plan:
     """Plan for the smallest place of this service that has the room, else for its largest; without any for a GPU.
 
-    `measured`: earlier jobs by the name of the place. Raises `TypeError` for a spec that cannot be resolved.
+    `measured`: earlier jobs by the name of the place. `checkpoints_kept`: in the storage, beside the best.
+    Raises `TypeError` for a spec that cannot be resolved.
     """
     places = [*here, *COMMON]
     fits = [fit_of(spec, base, data, place) for place in places]
@@ -118,6 +121,8 @@ def make(
         adapter = artifacts.adapter_bytes(numbers, base.known_shape, setup, base.tensors, base.model_type)
     result = artifacts.result_bytes(base.known_shape, setup, adapter)
     trained, steps = trained_params(base.known_shape, setup), steps_of(numbers, data)
+    evaluates = spec.validation_file is not None or data.holdout > 0
+    published = artifacts.checkpoints(numbers, steps, evaluates=evaluates)
     changed: list[Change] | None = []
     if not chosen.fits:
         changed = fitting.changes(spec, facts, base.known_shape, place.device, place.room / place.correction)
@@ -135,7 +140,7 @@ def make(
         checkpoint=artifacts.checkpoint_bytes(base.known_shape, setup),
         result=result,
         worker_disk=artifacts.scratch_bytes(base.known_shape, setup, result),
-        stored=artifacts.stored_bytes(numbers, base.known_shape, setup, result, steps),
+        stored=artifacts.stored_bytes(numbers, base.known_shape, setup, result, min(published, checkpoints_kept + 1)),
         changes=changed,
         warnings=guardrails.warnings(spec, facts),
     )

@@ -25,6 +25,7 @@ from app.plans import bases, history, recommendations, rows
 from app.plans.spec import PlanSpec
 from app.registry import names
 from app.reports import service as reports
+from app.settings import get_settings
 from app.work import service as work_service
 
 NOT_COUNTED = Guardrail(
@@ -99,7 +100,7 @@ def require_room(session: Session, project: Project, spec: JobSpec) -> None:
     length = spec.hyperparameters.max_length
     shortest = rows.SHORTEST_GUESS if length == "auto" or not spec.hyperparameters.packing else length
     data = Data(rows=1, tokens=shortest, longest_row=shortest, basis="estimated")
-    plan = planning.make(spec, known.base, data, here, {})
+    plan = planning.make(spec, known.base, data, here, {}, checkpoints_kept=get_settings().checkpoints_kept)
     if plan.is_hopeless:
         found = refusal(plan)
         raise InvalidRequest(found["message"], param=found["param"], code="does_not_fit")
@@ -128,7 +129,8 @@ def planned(
     said: list[Guardrail],
 ) -> Planned:
     """The plan with its words."""
-    made = planning.make(spec, base, data, here, history.measured(session))
+    kept = get_settings().checkpoints_kept
+    made = planning.make(spec, base, data, here, history.measured(session), checkpoints_kept=kept)
     return Planned(made, data, [*said, *made.warnings], reasons(spec, made.resolved, made.facts), config)
 
 

@@ -95,6 +95,8 @@ def count(claim: Claim, folder: Path, attend: Attend) -> Outcome:
     (folder / "config.json").write_text(json.dumps(asked.config))
     (folder / "job.json").write_text(asked.spec.model_dump_json(indent=2))
     (folder / "device.json").write_text(json.dumps(asdict(asked.device)))
+    if asked.goes_on:
+        (folder / "parent").mkdir(exist_ok=True)
     ending = attend()
     if not isinstance(ending, Finished):
         return ending

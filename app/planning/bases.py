@@ -22,6 +22,8 @@ class Base:
     """What it has that the formula does not know."""
     tensors: Tensors = field(default_factory=dict)
     """Shapes by name, of the headers of its weights; empty where there is a config alone."""
+    goes_on: bool = False
+    """Whether what is trained is an adapter of it that there is already."""
 
     @property
     def known_shape(self) -> ModelShape:

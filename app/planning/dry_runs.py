@@ -15,9 +15,9 @@ from app.jobs.spec import JobSpec, LoraTuning, resolved
 from app.planning import recipes
 from app.planning.memory import MemoryEstimate
 from app.planning.recipes import Facts
-from app.planning.setups import Device
+from app.planning.setups import Device, has_reference
 
-VERSION = 2
+VERSION = 3
 """Counts up when the same question comes to another answer: what is kept fits no more."""
 COUNTED = ("per_device_train_batch_size", "max_length", "packing", "optim", "gradient_checkpointing")
 """Hyperparameters that move bytes; of the accumulation only whether there is any does, but where answers are generated
@@ -34,18 +34,21 @@ ANY_GRADER = {
 
 
 class Asked(BaseModel):
-    """The files of a dry run: the base's `config.json`, a resolved `job.json`, and `device.json`."""
+    """The files of a dry run: the base's `config.json`, a resolved `job.json`, `device.json`, perhaps a `parent`."""
 
     model_config = ConfigDict(frozen=True)
 
     config: dict[str, Any]
     spec: JobSpec
     device: Device
+    goes_on: bool = False
+    """See `Facts`; of methods alone whose reference is a copy of the adapter then."""
 
     @classmethod
     def of(cls, config: dict[str, Any], spec: JobSpec, facts: Facts, device: Device) -> Self:
         """Of a resolved spec, and of what it was resolved by."""
-        return cls(config=config, spec=_bare(spec, facts), device=device)
+        goes_on = facts.goes_on and has_reference(spec)
+        return cls(config=config, spec=_bare(spec, facts), device=device, goes_on=goes_on)
 
     @property
     def key(self) -> str:

@@ -35,14 +35,14 @@ class Change:
 
 def peak(spec: JobSpec, facts: Facts, shape: ModelShape, device: Device) -> MemoryEstimate:
     """What a job would take on such a device, its `auto`s resolved."""
-    found = estimate(shape, setup_on(recipes.resolve(spec, facts), shape, device))
+    found = estimate(shape, setup_on(recipes.resolve(spec, facts), shape, device, goes_on=facts.goes_on))
     return found if device.kind == "cuda" else replace(found, context=float(PROCESS_BYTES))
 
 
-def setup_on(spec: JobSpec, shape: ModelShape, device: Device) -> TrainingSetup:
-    """The step of a resolved spec, with what a GPU takes beside its tensors."""
+def setup_on(spec: JobSpec, shape: ModelShape, device: Device, *, goes_on: bool = False) -> TrainingSetup:
+    """The step of a resolved spec, with what a GPU takes beside its tensors. `goes_on`: see `Facts`."""
     on_gpu = device.kind == "cuda"
-    return replace(setup_of(spec, shape, device), reserved=on_gpu, context=on_gpu)
+    return replace(setup_of(spec, shape, device, goes_on=goes_on), reserved=on_gpu, context=on_gpu)
 
 
 def changes(spec: JobSpec, facts: Facts, shape: ModelShape, device: Device, room: float) -> list[Change] | None:

@@ -115,7 +115,7 @@ def make(
     place = chosen.place
     facts = facts_on(spec, base, data, place)
     numbers = recipes.resolve(spec, facts)
-    setup = setup_of(numbers, base.known_shape, place.device)
+    setup = setup_of(numbers, base.known_shape, place.device, goes_on=base.goes_on)
     adapter = None
     if isinstance(numbers.tuning, LoraTuning):
         adapter = artifacts.adapter_bytes(numbers, base.known_shape, setup, base.tensors, base.model_type)
@@ -177,6 +177,7 @@ def facts_on(spec: JobSpec, base: Base, data: Data, place: Hardware) -> Facts:
         rows=data.rows,
         tokens=data.tokens,
         wanted=data.wanted,
+        goes_on=base.goes_on,
     )
     roomy = replace(facts, memory_is_tight=False)
     kept = fitting.peak(spec, roomy, base.known_shape, place.device).total * place.correction
@@ -202,7 +203,7 @@ def _sequences(spec: JobSpec, data: Data) -> float:
 
 def _eval_peak(spec: JobSpec, facts: Facts, base: Base, place: Hardware) -> float:
     numbers = recipes.resolve(spec, facts)
-    setup = setup_on(numbers, base.known_shape, place.device)
+    setup = setup_on(numbers, base.known_shape, place.device, goes_on=base.goes_on)
     rows = (
         recipes.rows_at_a_time(numbers)
         * setup.micro_batch

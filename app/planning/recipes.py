@@ -184,6 +184,8 @@ class Facts:
     """Of unpaired rows those whose answer is wanted."""
     memory_is_tight: bool = True
     """Whether the device may not have the memory to keep every block's activations; on a CPU it is taken to have."""
+    goes_on: bool = False
+    """Whether the model is an adapter, which goes on training as it is."""
 
 
 def facts_of(prepared: Prepared, *, device: Literal["cpu", "cuda"]) -> Facts:

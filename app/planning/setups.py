@@ -75,8 +75,8 @@ class Saved(TypedDict, total=False):
     saved_params: int
 
 
-def setup_of(spec: JobSpec, shape: ModelShape, device: Device) -> TrainingSetup:
-    """The step of a resolved spec. Raises `TypeError` for one that is not resolved."""
+def setup_of(spec: JobSpec, shape: ModelShape, device: Device, *, goes_on: bool = False) -> TrainingSetup:
+    """The step of a resolved spec. `goes_on`: see `Facts`. Raises `TypeError` for one that is not resolved."""
     given, tuning = spec.hyperparameters, spec.tuning
     states, step = STATES[given.optim]
     rows = resolved(given.per_device_train_batch_size)
@@ -116,7 +116,7 @@ def setup_of(spec: JobSpec, shape: ModelShape, device: Device) -> TrainingSetup:
         # SimPO has no likelihood, so no log-probabilities of all tokens: logits, and their copy in fp32.
         forward_logit_bytes=(6.0 if device.precision == "bf16" else 4.0) if method == "simpo" else 8.0,
         reference=tuning.type == "full" and has_reference(spec),
-        copies_adapter=copies_adapter(spec),
+        copies_adapter=copies_adapter(spec, goes_on=goes_on),
         loss_rows=written(spec),
         generated=generated_at_once(spec),
         prompt_length=_prompt_length(spec),
@@ -130,13 +130,14 @@ def has_reference(spec: JobSpec) -> bool:
     return spec.method.type in REFERENCED or (isinstance(own, ReinforcementHyperparameters) and own.beta != 0)
 
 
-def copies_adapter(spec: JobSpec) -> bool:
+def copies_adapter(spec: JobSpec, *, goes_on: bool) -> bool:
     """Whether the reference is a copy of the adapter, as TRL makes one of an adapter that it is given.
 
-    It is given those that begin as a part of the base. A new one that begins as nothing is turned off instead.
+    It is given those that go on training, and those that begin as a part of the base. A new one that begins as nothing
+    is turned off instead.
     """
     tuning = spec.tuning
-    return isinstance(tuning, LoraTuning) and tuning.init_lora_weights is not True and has_reference(spec)
+    return isinstance(tuning, LoraTuning) and (goes_on or tuning.init_lora_weights is not True) and has_reference(spec)
 
 
 def written(spec: JobSpec) -> float:

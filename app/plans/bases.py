@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sqlalchemy.orm import Session
@@ -47,7 +47,10 @@ def known(session: Session, project: Project, model: str, *, ask: bool = True) -
         raise ModelNotFound(f"There is no model '{model}' in your registry. GET /v1/models lists yours.") from error
     full = registry.base_of(session, row) if row.kind == "adapter" else row
     config = _published_config(full) if full is not None else _config_of_base(row.base, ask=ask)
-    return Known(_base(config), row.base["tokenizer_sha256"], row if row.kind == "adapter" else None, config)
+    base, digest = _base(config), row.base["tokenizer_sha256"]
+    if row.kind == "full":
+        return Known(base, digest, None, config)
+    return Known(replace(base, goes_on=True) if base is not None else None, digest, row, config)
 
 
 def _base(config: dict[str, Any] | None, tensors: Tensors | None = None) -> Base | None:

@@ -3,7 +3,8 @@
 
 WORKDIR has `job.json`, a spec with a number for every `auto`, as a plan's `resolved` and a job's are; the base's
 `config.json`; and, for another device than a GPU, `device.json`: {"kind": "cuda" or "cpu", "precision": "bf16" or
-"fp32"}. The answer is WORKDIR/dry_run.json: {"train": bytes by what they are, "by_layer": […], "evaluation": bytes}.
+"fp32"}. Where the model is an adapter that goes on training, there is a folder `parent`, which may be empty. The
+answer is WORKDIR/dry_run.json: {"train": bytes by what they are, "by_layer": […], "evaluation": bytes}.
 """
 
 import sys
@@ -41,7 +42,7 @@ def load() -> Work:
         spec = JobSpec.model_validate_json((work_dir / "job.json").read_text())
         device = device_in(work_dir)
         try:
-            found = fake_step.dry_run(work_dir, spec, device)
+            found = fake_step.dry_run(work_dir, spec, device, goes_on=(work_dir / "parent").is_dir())
         except MemoryError:
             raise
         except Exception as error:  # noqa: BLE001  of a model that is out of the ordinary the libraries raise anything

@@ -53,11 +53,11 @@ class Objective:
     loss: Callable[[Batch], Loss]
 
 
-def of(config: PreTrainedConfig, spec: JobSpec, machine: Device, habits: Habits) -> Objective:
+def of(config: PreTrainedConfig, spec: JobSpec, machine: Device, habits: Habits, *, goes_on: bool = False) -> Objective:
     """The objective of a resolved spec. Raises what the trainer raises for what it cannot train."""
     if spec.method.type in ("supervised", "continued_pretraining"):
         return _of_answers(config, spec, machine, habits)
-    return _of_trl(config, spec, machine)
+    return _of_trl(config, spec, machine, goes_on=goes_on)
 
 
 def _of_answers(config: PreTrainedConfig, spec: JobSpec, machine: Device, habits: Habits) -> Objective:
@@ -98,12 +98,12 @@ def _have_router_logits(base: Any) -> None:
         text.output_router_logits = getattr(text, "router_aux_loss_coef", 0.0) != 0.0
 
 
-def _of_trl(config: PreTrainedConfig, spec: JobSpec, machine: Device) -> Objective:
+def _of_trl(config: PreTrainedConfig, spec: JobSpec, machine: Device, *, goes_on: bool) -> Objective:
     def base() -> PreTrainedModel:
         return fake_model.base_in_shapes(config, spec, machine)
 
     with unset_fake_temporarily(), TemporaryDirectory() as folder, _left_in_shapes(base):
-        trainer = _trainer(base(), spec, machine, Path(folder))
+        trainer = _trainer(base(), spec, machine, Path(folder), goes_on=goes_on)
         trainer.accelerator.prepare_model(trainer.model)
     reference = getattr(trainer, "ref_model", None)
     for held in (trainer.model, reference):
@@ -124,7 +124,7 @@ def _on_cpu(machine: Device) -> Device:
     return replace(machine, kind="cpu")
 
 
-def _trainer(base: PreTrainedModel, spec: JobSpec, machine: Device, folder: Path) -> Any:
+def _trainer(base: PreTrainedModel, spec: JobSpec, machine: Device, folder: Path, *, goes_on: bool) -> Any:
     """As `trainers.build` makes it, with a row that nobody reads."""
     tuning = spec.tuning if isinstance(spec.tuning, LoraTuning) else None
     given: dict[str, Any] = {
@@ -134,7 +134,7 @@ def _trainer(base: PreTrainedModel, spec: JobSpec, machine: Device, folder: Path
         "eval_dataset": None,
         "peft_config": fake_model.adapter_config(base, spec, tuning) if tuning is not None else None,
     }
-    if tuning is not None and tuning.init_lora_weights is not True:
+    if tuning is not None and (tuning.init_lora_weights is not True or (goes_on and setups.has_reference(spec))):
         given |= {"model": fake_model.adapted(base, spec), "peft_config": None}
     with torch.device("meta"):
         trainer: Trainer = trainers.of_method(spec, _on_cpu(machine), folder, given)

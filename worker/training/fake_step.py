@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -51,25 +52,26 @@ def dry_run(
     *,
     rows: Rows | None = None,
     habits: Habits = OURS,
+    goes_on: bool = False,
 ) -> DryRun:
     """Take the second step of a resolved spec, when the optimizer has its states, and evaluate a batch.
 
     `base`: a config, or a folder with a `config.json`. `rows`: by default every token of them is trained on, of those
-    that the model wrote itself every one that it wrote. Raises `TypeError` for a spec that is not resolved, what the
-    trainer raises for a spec that it cannot train, and what transformers raises for a config that it cannot read.
+    that the model wrote itself every one that it wrote. `goes_on`: see `Facts`. Raises `TypeError` for a spec that is
+    not resolved, what the trainer raises for a spec that it cannot train, and what transformers raises for a config
+    that it cannot read.
     """
     config = AutoConfig.from_pretrained(base, trust_remote_code=False) if isinstance(base, Path) else base
     machine = Device(device.kind, device.kind, device.precision, "sdpa")
     known = rows or Rows(labelled=setups.written(spec))
     depth = config.get_text_config().num_hidden_layers
+    take = partial(_take, spec=spec, machine=machine, habits=habits, known=known, goes_on=goes_on)
     with FakeTensorMode(allow_non_fake_inputs=True), _like(machine, config):
         if depth > max(moments.DEPTHS) and fake_model.blocks_are_alike(config):
-            fewer, more = (
-                _take(fake_model.of_depth(config, few), spec, machine, habits, known) for few in moments.DEPTHS
-            )
+            fewer, more = (take(fake_model.of_depth(config, few)) for few in moments.DEPTHS)
             train, evaluation = (moments.deepened(few, many, depth) for few, many in zip(fewer, more, strict=True))
         else:
-            train, evaluation = _take(config, spec, machine, habits, known)
+            train, evaluation = take(config)
     found, by_layer = moments.estimate(train, machine)
     return DryRun(train=found, by_layer=by_layer, evaluation=round(moments.estimate(evaluation, machine)[0].total))
 
@@ -88,10 +90,10 @@ def _like(machine: Device, config: PreTrainedConfig) -> Iterator[None]:
 
 
 def _take(
-    config: PreTrainedConfig, spec: JobSpec, machine: Device, habits: Habits, known: Rows
+    config: PreTrainedConfig, spec: JobSpec, machine: Device, habits: Habits, known: Rows, *, goes_on: bool
 ) -> tuple[Moments, Moments]:
     """Of a step, and of an evaluation's batch."""
-    objective = fake_losses.of(config, spec, machine, habits)
+    objective = fake_losses.of(config, spec, machine, habits, goes_on=goes_on)
     trained, reference = objective.trained.train(), objective.reference
     with _Answers():
         optimizer = _optimizer(objective, machine)

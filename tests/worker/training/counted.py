@@ -49,12 +49,12 @@ class SecondStep(TrainerCallback):
         self.live.moment = moment
 
 
-def count(work_dir: Path, base: Path) -> tuple[LiveStorages, JobSpec, Device]:
-    """What a job's second step held, its spec, and the device it was taken on."""
+def count(work_dir: Path, base: Path, parent: Path | None = None) -> tuple[LiveStorages, JobSpec, Device]:
+    """What a job's second step held, its spec, and the device it was taken on. `parent`: of an adapter that goes on."""
     spec = JobSpec.model_validate_json((work_dir / "job.json").read_text())
     machine = device.find()
     loaded, tokenizer = model.load(base, spec, machine)
-    trainer = trainers.build(work_dir, spec, machine, loaded, tokenizer)
+    trainer = trainers.build(work_dir, spec, machine, loaded, tokenizer, parent)
     counted = SecondStep(getattr(trainer, "ref_model", None))
     trainer.add_callback(counted)
     trainer.train()

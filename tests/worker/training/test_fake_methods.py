@@ -1,5 +1,6 @@
 """The dry run of each method but supervised, against the second step of our trainer, counted tensor by tensor."""
 
+import json
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -7,16 +8,19 @@ from typing import Any, Literal
 
 import pytest
 import torch
+from transformers import AutoConfig
 
 from app.jobs.spec import JobSpec
 from app.planning import recipes
 from app.planning.memory import estimate
 from app.planning.recipes import Facts
 from app.planning.setups import Device, setup_of, written
+from app.planning.shapes import shape_of
 from app.planning.step import ModelShape
 from tests import tiny
 from tests.worker.training.conftest import MakeJob
 from tests.worker.training.counted import count, labelled
+from worker.training import device, model, trainers
 from worker.training.fake_step import Rows, dry_run
 
 Precision = Literal["fp32", "bf16"]
@@ -86,6 +90,32 @@ def test_the_dry_run_takes_what_a_step_of_the_method_takes(
     if case.method != "reinforcement":  # of 16 micro-batches it misses the backward by 7 %, where generating is higher
         assert found.train.by_moment["backward"] == pytest.approx(real["backward"], rel=0.03)
     assert found.train.by_moment["optimizer"] == pytest.approx(real["optimizer"], rel=0.03)
+
+
+@pytest.mark.parametrize("method", ["dpo", "kto"])
+@pytest.mark.long
+def test_an_adapter_that_goes_on_has_a_copy_for_its_reference(
+    wide: Path, make_job: MakeJob, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, method: str
+) -> None:
+    monkeypatch.setenv("FINETUNED_PRECISION", "bf16")
+    chosen = {"batch_size": 2, "per_device_train_batch_size": 2, "max_steps": 2}
+    # The copy of a small adapter would be lost in what one may be off.
+    work_dir = make_job(
+        "lora", rows=[ROWS.get(method, PAIR)] * 8, model="wide", method=method, block={"r": 64}, **chosen
+    )
+    spec = JobSpec.model_validate_json((work_dir / "job.json").read_text())
+    loaded, tokenizer = model.load(wide, spec, device.find())
+    trainers.build(work_dir, spec, device.find(), loaded, tokenizer).model.save_pretrained(tmp_path / "parent")
+    live, spec, machine = count(work_dir, wide, tmp_path / "parent")
+
+    rows, here = Rows(padded=False, labelled=labelled(work_dir / "train.arrow")), Device("cpu", machine.precision)
+    found = dry_run(AutoConfig.from_pretrained(wide), spec, here, rows=rows, goes_on=True).train
+    assert found.total == pytest.approx(live.peak, rel=0.03)
+    new = dry_run(AutoConfig.from_pretrained(wide), spec, here, rows=rows).train
+    shape = shape_of(json.loads((wide / "config.json").read_text()))
+    copied = estimate(shape, setup_of(spec, shape, here, goes_on=True)).reference
+    assert found.reference - new.reference == pytest.approx(copied, rel=0.01)
+    assert estimate(shape, setup_of(spec, shape, here)).reference == 0
 
 
 LLAMA_1B = ModelShape(2048, 16, 32, 8, 64, 8192, 128256, tied_embeddings=True)

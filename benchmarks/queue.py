@@ -179,8 +179,8 @@ def polls(seconds: float) -> None:
                     jobs = "/v1/fine_tuning/jobs"
                     for kind, paths in {
                         "retrieve": [f"{jobs}/{one}" for one in ids],
-                        "list of 20": [f"{jobs}?limit=20"],
-                        "list of 20 from the front": [f"{jobs}?limit=20&order=asc&status=queued"],
+                        "list of 10": [f"{jobs}?limit=10"],
+                        "list of 10 from the front": [f"{jobs}?limit=10&order=asc&status=queued"],
                     }.items():
                         requests = [request_of(url, "GET", path, service.key) for path in paths]
                         asyncio.run(closed_loop(url, requests, 200, 1.0))
@@ -188,7 +188,7 @@ def polls(seconds: float) -> None:
                         p50[kind, size] = measured.p50
                         table.add_row(kind, f"{size:,}", *measured.row())
             console.print(table)
-            for kind in ("retrieve", "list of 20", "list of 20 from the front"):
+            for kind in ("retrieve", "list of 10", "list of 10 from the front"):
                 console.print(f"{kind}, p50 with 10,000 waiting / with 10: {p50[kind, 10_000] / p50[kind, 10]:.2f}")
 
 

@@ -145,7 +145,7 @@ def _queue_training(session: Session, claim: Claim, prepared: Prepared) -> None:
         return
     plan, place = planned.plan, planned.plan.chosen.place
     queue_name = place.name if place.is_here else job.queue
-    if place.is_here and plan.is_hopeless:
+    if place.is_here and plan.chosen.is_hopeless:
         moves.fail(session, claim, {"code": "does_not_fit", **plans.refusal(plan)})
         return
     lifecycle.queue_training(

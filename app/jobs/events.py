@@ -6,15 +6,39 @@ has seen one has seen all before it.
 
 from typing import Any, Literal
 
-from sqlalchemy import func, insert, select
+from sqlalchemy import CTE, Select, bindparam, func, insert, select
 from sqlalchemy.orm import Session
 
 from app.db import new_id
 from app.jobs.models import Job, JobEvent
 
 Level = Literal["info", "warn", "error"]
+Entry = dict[str, Any]
 CHANNEL = "job_news"
 """Where a listener hears the ids of jobs that have something new, in their history or their log."""
+
+
+_COLUMNS = ("id", "level", "type", "message", "data")
+"""Of an entry; as values of a statement with another prefix, or an UPDATE of jobs would take them for its own."""
+
+
+def _announcing(jobs: CTE) -> Select[Any]:
+    return select(func.pg_notify(CHANNEL, jobs.c.id))
+
+
+def telling(jobs: CTE) -> Select[Any]:
+    """A statement that adds an entry, which `entry` makes, to the history of each job whose `id` the CTE returns.
+
+    The CTE takes those rows: an entry is numbered only once it has been read.
+    """
+    values = (bindparam(f"entry_{name}", type_=JobEvent.__table__.c[name].type) for name in _COLUMNS)
+    made = insert(JobEvent).from_select(["job_id", *_COLUMNS], select(jobs.c.id, *values))
+    return _announcing(jobs).add_cte(made.returning(JobEvent.seq).cte("told"))
+
+
+_HELD = select(Job.id).where(Job.id == bindparam("job")).with_for_update(key_share=True).cte("held")
+_HOLD = _announcing(_HELD)
+_TELL = telling(_HELD)
 
 
 def begin(session: Session, job_id: str, messages: list[str]) -> None:
@@ -27,20 +51,20 @@ def begin(session: Session, job_id: str, messages: list[str]) -> None:
 
 def tell(session: Session, job_id: str, message: str, *, level: Level = "info") -> None:
     """Add a sentence."""
-    hold(session, job_id)
-    _add(session, job_id, level, "message", message, None)
+    session.execute(_TELL, {"job": job_id, **entry(message, level=level)})
 
 
 def measure(session: Session, job_id: str, message: str, data: dict[str, Any]) -> None:
     """Add numbers, with a sentence for those who read."""
-    hold(session, job_id)
-    _add(session, job_id, "info", "metrics", message, data)
+    session.execute(_TELL, {"job": job_id, **entry(message, kind="metrics", data=data)})
 
 
 def hold(session: Session, job_id: str) -> None:
     """Take the job's row until the transaction ends, and announce that something new will be told then."""
-    session.execute(select(func.pg_notify(CHANNEL, job_id)).where(Job.id == job_id).with_for_update(key_share=True))
+    session.execute(_HOLD, {"job": job_id})
 
 
-def _add(session: Session, job_id: str, level: Level, kind: str, message: str, data: dict[str, Any] | None) -> None:
-    session.add(JobEvent(id=new_id("ftevent-"), job_id=job_id, level=level, type=kind, message=message, data=data))
+def entry(message: str, *, level: Level = "info", kind: str = "message", data: dict[str, Any] | None = None) -> Entry:
+    """The values that a statement of `telling` takes."""
+    values = (new_id("ftevent-"), level, kind, message, data)
+    return {f"entry_{name}": value for name, value in zip(_COLUMNS, values, strict=True)}

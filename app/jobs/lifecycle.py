@@ -9,7 +9,7 @@ from dataclasses import asdict
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import func, select, update
+from sqlalchemy import bindparam, func, select, update
 from sqlalchemy.orm import Session
 
 from app.db import new_id
@@ -64,8 +64,7 @@ def claim(session: Session, queue: str, *, who: Who, lease: timedelta, free: int
     claimed = work.claim(session, queue, who=who, lease=lease, most=most, free=free)
     if claimed is not None and claimed.kind is WorkKind.TRAIN:
         try:
-            started_at = func.coalesce(Job.started_at, func.now())
-            job = _move(session, claimed.subject, JobStatus.RUNNING, started_at=started_at)
+            _start(session, claimed, who)
         except IllegalMove as error:
             log.error("work %d waited without reason: %s", claimed.work_id, error)  # noqa: TRY400  no trace is needed
             if session.get_one(Job, claimed.subject).status == JobStatus.PAUSED:
@@ -74,8 +73,6 @@ def claim(session: Session, queue: str, *, who: Who, lease: timedelta, free: int
             else:
                 work.stop(session, claimed)
             return claim(session, queue, who=who, lease=lease, free=free)
-        again = f" (attempt {claimed.attempt})" if claimed.attempt > 1 else ""
-        events.tell(session, job.id, f"Fine-tuning job started on {who.host}{again}")
     return claimed
 
 
@@ -340,6 +337,26 @@ def _wish_for(session: Session, holder: Claim) -> Desired:
     """What is wished of an attempt, and stays so until this transaction ends."""
     held = session.get(Work, holder.work_id, with_for_update=True, populate_existing=True)
     return Desired(held.desired) if held is not None and held.attempt == holder.attempt else Desired.RUN
+
+
+def _start(session: Session, claimed: Claim, who: Who) -> None:
+    """Queued → running, in one statement with its entry: claims are what many workers wait for.
+
+    Raises `IllegalMove` for a job that has moved on.
+    """
+    again = f" (attempt {claimed.attempt})" if claimed.attempt > 1 else ""
+    told = events.entry(f"Fine-tuning job started on {who.host}{again}")
+    if session.execute(_START, {"job": claimed.subject, **told}).one_or_none() is None:
+        raise IllegalMove(f"Job {claimed.subject} has moved on.")
+
+
+_START = events.telling(
+    update(Job)
+    .where(Job.id == bindparam("job"), Job.status.in_(sources(JobStatus.RUNNING)))
+    .values(status=JobStatus.RUNNING, started_at=func.coalesce(Job.started_at, func.now()), paused_by=None, lack=None)
+    .returning(Job.id)
+    .cte("started")
+)
 
 
 def _move(session: Session, job_id: str, target: JobStatus, **values: Any) -> Job:

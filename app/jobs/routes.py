@@ -99,13 +99,13 @@ def create_job(
     began = time.perf_counter()
     with session.begin():
         job = service.submit(session, caller, request, repeat)
-        read = _read(session, job)
         failpoint("before_commit")
     failpoint("after_commit_before_ring")
     queue.ring(queue.PREPARE)  # a doorbell: hands to a thread, never waits, may be lost
     seconds = time.perf_counter() - began
     traces.submitted(job.id, begin=job.created_at.timestamp(), seconds=seconds, caller=traceparent)
-    return answer(read)
+    with session.begin():
+        return answer(_read(session, job))
 
 
 @router.get("", response_model=ListRead[JobRead], openapi_extra=_LIST)

@@ -61,6 +61,11 @@ class Fit:
         """Whether there is room for it."""
         return self.peak <= self.place.room
 
+    @property
+    def is_hopeless(self) -> bool:
+        """Whether it would not fit even if the formula were over by as much as it was ever found to be."""
+        return self.peak * (1 - OVER) > self.place.room
+
 
 @dataclass(frozen=True, slots=True)
 class Plan:
@@ -86,11 +91,6 @@ class Plan:
     changes: list[Change] | None
     """After which it fits its place; none where it does, None where nothing helps."""
     warnings: list[Guardrail]
-
-    @property
-    def is_hopeless(self) -> bool:
-        """Whether it would not fit even if the formula were over by as much as it was ever found to be."""
-        return self.chosen.peak * (1 - OVER) > self.chosen.place.room
 
 
 def make(

@@ -4,7 +4,7 @@ import statistics
 from collections import defaultdict
 from typing import Any, Literal
 
-from sqlalchemy import func, select
+from sqlalchemy import Select, func, select
 from sqlalchemy.orm import Session
 
 from app.jobs.models import Job
@@ -16,6 +16,7 @@ from app.planning.plan import work_of_job
 from app.registry.models import RegisteredModel
 from app.work.service import CPU
 
+Basis = Literal["formula", "dry_run"]
 LATEST = 200
 """Jobs that are looked at, of all classes together."""
 ENOUGH = 3
@@ -23,6 +24,27 @@ ENOUGH = 3
 ROWS = "per_device_train_batch_size"
 MOST_CORRECTED = 2.0
 """Up and down: what is further off is another thing than a device's habit."""
+
+
+def _peaks(basis: Basis) -> Select[Any]:
+    """Of jobs of which both is known, what was said and what was measured."""
+    # A plan's memory is the formula's until there is a dry run; then that of the formula lies beside it.
+    memory = Job.plan["memory"]["breakdown_gib"]
+    parts_of = func.coalesce(Job.plan["formula"]["breakdown_gib"], memory) if basis == "formula" else memory
+    at_its_end = RegisteredModel.metrics["peak_memory_bytes"].as_float()
+    peak_of = func.coalesce(Job.probe["memory_bytes"].as_float(), at_its_end)
+    rows = (
+        select(Job.queue, parts_of, peak_of, Job.plan["resolved"]["method"], Job.probe)
+        .outerjoin(RegisteredModel, (RegisteredModel.job_id == Job.id) & RegisteredModel.step.is_(None))
+        .where(Job.plan["device"].astext == Job.queue, peak_of.is_not(None))
+        .order_by(Job.seq.desc())
+        .limit(LATEST)
+    )
+    return rows.where(Job.plan["memory"]["basis"].astext == basis) if basis == "dry_run" else rows
+
+
+_PEAKS: dict[Basis, Select[Any]] = {"formula": _peaks("formula"), "dry_run": _peaks("dry_run")}
+"""Made once: to make one takes longer than its answer."""
 
 
 def measured(session: Session) -> dict[str, list[Measured]]:
@@ -43,28 +65,14 @@ def measured(session: Session) -> dict[str, list[Measured]]:
     return found
 
 
-def corrections(session: Session, basis: Literal["formula", "dry_run"] = "formula") -> dict[str, float]:
+def corrections(session: Session, basis: Basis = "formula") -> dict[str, float]:
     """What jobs took at their peak over what was said by the formula, or by a dry run: by worker class, medians of
     three jobs or more.
 
     By their probe, which is there as soon as they begin to train; of those without one by what their result says.
     """
-    # A plan's memory is the formula's until there is a dry run; then that of the formula lies beside it.
-    memory = Job.plan["memory"]["breakdown_gib"]
-    parts_of = func.coalesce(Job.plan["formula"]["breakdown_gib"], memory) if basis == "formula" else memory
-    at_its_end = RegisteredModel.metrics["peak_memory_bytes"].as_float()
-    peak_of = func.coalesce(Job.probe["memory_bytes"].as_float(), at_its_end)
-    rows = (
-        select(Job.queue, parts_of, peak_of, Job.plan["resolved"]["method"], Job.probe)
-        .outerjoin(RegisteredModel, (RegisteredModel.job_id == Job.id) & RegisteredModel.step.is_(None))
-        .where(Job.plan["device"].astext == Job.queue, peak_of.is_not(None))
-        .order_by(Job.seq.desc())
-        .limit(LATEST)
-    )
-    if basis == "dry_run":
-        rows = rows.where(Job.plan["memory"]["basis"].astext == basis)
     ratios = defaultdict[str, list[float]](list)
-    for queue, parts, peak, planned, probe in session.execute(rows):
+    for queue, parts, peak, planned, probe in session.execute(_PEAKS[basis]):
         if probe is not None and probe[ROWS] != planned[planned["type"]]["hyperparameters"][ROWS]:
             continue  # it has shrunk, and is not what was planned
         # What torch counts of a GPU has neither the context nor what the allocator cannot use.

@@ -100,9 +100,9 @@ def require_room(session: Session, project: Project, spec: JobSpec) -> None:
     length = spec.hyperparameters.max_length
     shortest = rows.SHORTEST_GUESS if length == "auto" or not spec.hyperparameters.packing else length
     data = Data(rows=1, tokens=shortest, longest_row=shortest, basis="estimated")
-    plan = planning.make(spec, known.base, data, here, {}, checkpoints_kept=get_settings().checkpoints_kept)
-    if plan.is_hopeless:
-        found = refusal(plan)
+    if all(planning.fit_of(spec, known.base, data, place).is_hopeless for place in here):
+        kept = get_settings().checkpoints_kept
+        found = refusal(planning.make(spec, known.base, data, here, {}, checkpoints_kept=kept))
         raise InvalidRequest(found["message"], param=found["param"], code="does_not_fit")
 
 

@@ -173,12 +173,34 @@ class Lifecycle(RuleBasedStateMachine):
     @precondition(lambda self: self.held)
     @rule(which=st.integers(0, 3), write=st.sampled_from(WRITES))
     def write(self, which: int, write: Write) -> None:
-        """By a worker that holds its claim."""
+        """By a worker that holds its claim. What its owner wished of it meanwhile comes true, however it ends."""
         claim = list(self.held.values())[which % len(self.held)]
         with new_session() as session, session.begin():
+            wished = session.get_one(Work, claim.work_id).desired
             write(session, claim)
-        if write in ENDINGS:
-            self.zombies.append(self.held.pop(claim.work_id))
+        if write not in ENDINGS:
+            return
+        self.zombies.append(self.held.pop(claim.work_id))
+        status = next(job["status"] for job in self._state() if job["id"] == claim.subject)
+        if wished == Desired.CANCEL and not (write is _settle_well and claim.kind is WorkKind.TRAIN):
+            assert status == "cancelled"
+        if wished == Desired.PAUSE and claim.kind is WorkKind.TRAIN and write not in (_settle_well, _give_up):
+            assert status in ("paused", "failed")
+
+    @precondition(lambda self: self.held)
+    @rule(
+        which=st.integers(0, 3),
+        wish=st.sampled_from([lifecycle.cancel, lifecycle.pause]),
+        write=st.sampled_from(ENDINGS),
+    )
+    def wish_of_what_runs(self, which: int, wish: Callable[[Session, Job], Job], write: Write) -> None:
+        """And it ends before its worker has heard of it."""
+        claim = list(self.held.values())[which % len(self.held)]
+        with new_session() as session, session.begin():
+            job = session.get_one(Job, claim.subject)
+            if job.desired != Desired.CANCEL:
+                wish(session, job)
+        self.write(which, write)
 
     @precondition(lambda self: self.zombies)
     @rule(which=st.integers(0, 5), write=st.sampled_from(WRITES))

@@ -132,6 +132,8 @@ def test_a_killed_trainer_is_replaced_at_once_by_the_same_worker(service: Servic
     assert lost["outcome"] == "failed"  # heard by the worker; a sweeper would have said lease_expired
     assert lost["error"]["code"] == "worker_lost"
     assert lost["error"]["message"] == "The trainer was killed by SIGKILL without a word."
+    assert lost["error"]["suggestion"].startswith("Send the job again")
+    assert lost["error"]["log_lines"]
     assert second["resumed_from_step"] > 0
     assert_trained_once(service, job_id, resumed_from=second["resumed_from_step"])
     assert is_alive(worker)

@@ -195,7 +195,7 @@ def test_an_adapter_does_not_go_on_training_on_a_changed_base(service: Service, 
     assert job.status == "failed"
     assert (job.error.code, job.error.param) == ("base_model_changed", "model")
     assert "weights_sha256" in job.error.message
-    assert "put that one back" in job.error.message
+    assert job.error.suggestion.startswith("Put the base back that 'ft:")
 
 
 def test_a_deleted_model_is_gone_and_its_job_stays(service: Service, trained: Any) -> None:

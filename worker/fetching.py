@@ -15,8 +15,6 @@ from app.work.lifecycle import Claim
 from worker.lease import Lease, Wish
 from worker.outcomes import Arrived, Cancelled, Failed, Interrupted, Outcome, TakenOver
 
-SOURCE_LOST = "source_unavailable"
-
 
 class _Stopped(Exception):
     """The lease says so."""
@@ -52,7 +50,7 @@ def fetch(claim: Claim, lease: Lease) -> Outcome:
     except ImportError as error:
         return Failed("invalid_source", f"This server's workers cannot read '{source}': {_said(error)}", "source")
     except Exception as error:  # noqa: BLE001  of the clients of hubs and buckets anything may come
-        return Failed(SOURCE_LOST, f"'{source}' could not be read: {_said(error)}", "source", retryable=True)
+        return Failed("source_unavailable", f"'{source}' could not be read: {_said(error)}", "source", retryable=True)
 
 
 def _copy(source: str, incoming: Incoming, lease: Lease) -> None:

@@ -7,6 +7,8 @@ from typing import Literal
 
 import msgspec
 
+from app.failures import Code
+
 OFFERED = "offered"
 """WORKDIR/offered holds a folder for each checkpoint, complete, to be published and removed by the worker."""
 
@@ -127,12 +129,16 @@ class Stopped(Message, frozen=True):
 
 
 class Failed(Message, frozen=True):
-    """The trainer gives up; `retryable` says whether another attempt could help."""
+    """The trainer gives up; `retryable` says whether another attempt could help.
 
-    code: str
+    `suggestion`: what to try, where the trainer knows better than the code says.
+    """
+
+    code: Code
     message: str
     param: str | None = None
     retryable: bool = False
+    suggestion: str | None = None
 
 
 AnyMessage = (

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+from app.failures import Code
 from app.files.judging import Judgement
 from app.jobs.prepared import Prepared
 from app.jobs.space import Lack
@@ -93,14 +94,16 @@ class TakenOver:
 class Failed:
     """The attempt cannot go on; `retryable` says whether another could."""
 
-    code: str
+    code: Code
     message: str
     param: str | None = None
     retryable: bool = False
+    suggestion: str | None = None
+    """Better than the code's."""
 
     def as_error(self) -> dict[str, str | None]:
-        """As OpenAI's job object shows it."""
-        return {"code": self.code, "message": self.message, "param": self.param}
+        """As it is kept."""
+        return {"code": self.code, "message": self.message, "param": self.param, "suggestion": self.suggestion}
 
 
 Outcome = (

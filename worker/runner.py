@@ -172,7 +172,7 @@ class Slot:
         """Run a trainer on the folder, and have the next one stand by."""
         child = self.trainers.start(claim.kind, folder)
         try:
-            return attend(child, lease, folder / "trainer.log", hear, hanging)
+            return attend(child, lease, hear, hanging)
         finally:
             child.close()
             self.trainers.stand_by(claim.kind)

@@ -146,7 +146,9 @@ def _queue_training(session: Session, claim: Claim, prepared: Prepared) -> None:
     plan, place = planned.plan, planned.plan.chosen.place
     queue_name = place.name if place.is_here else job.queue
     if place.is_here and plan.chosen.is_hopeless:
-        moves.fail(session, claim, {"code": "does_not_fit", **plans.refusal(plan)})
+        found = plans.refusal(plan)
+        error = Failed("does_not_fit", found.message, found.param, suggestion=found.suggestion).as_error()
+        moves.fail(session, claim, {**error, "log_lines": []})  # the trainer did well
         return
     lifecycle.queue_training(
         session,

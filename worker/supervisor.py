@@ -36,9 +36,7 @@ class Finished:
 Ending = Finished | Cancelled | Paused | Interrupted | TakenOver | Failed
 
 
-def attend(
-    child: Child, lease: Lease, log_file: Path, hear: Callable[[AnyMessage], None], hanging: Hanging | None = None
-) -> Ending:
+def attend(child: Child, lease: Lease, hear: Callable[[AnyMessage], None], hanging: Hanging | None = None) -> Ending:
     """Hear a trainer until it has ended, stopping it when the lease says so. `hear` gets every message.
 
     `hanging`: stops it as well where it says nothing for too long. Raises `NoSpace` where it had no room to save.
@@ -63,10 +61,10 @@ def attend(
         if isinstance(message, messages.Done | messages.NoSpace | messages.Stopped | messages.Failed):
             last = message
     child.process.wait()
-    ending = _ending(last, child.process.returncode, stop, log_file)
+    ending = _ending(last, child.process.returncode, stop)
     if ending is None:
         by_kernel = out_of_memory_kills() > killed_before
-        return _lost(child.process.returncode, log_file, killed_for_memory=by_kernel and not stop.killed)
+        return _lost(child.process.returncode, killed_for_memory=by_kernel and not stop.killed)
     return ending
 
 
@@ -150,7 +148,7 @@ def _decode(line: bytes) -> AnyMessage | None:
         return None
 
 
-def _ending(last: AnyMessage | None, returncode: int, stop: Stop, log_file: Path) -> Ending | None:
+def _ending(last: AnyMessage | None, returncode: int, stop: Stop) -> Ending | None:
     """What an end means: the trainer's own last word if it had one, else what was wished; None: it was lost."""
     if stop.wish is Wish.TAKEN_OVER:
         return TakenOver()
@@ -159,8 +157,8 @@ def _ending(last: AnyMessage | None, returncode: int, stop: Stop, log_file: Path
             return Finished()  # a cancel that comes after the last step is too late: the result exists
         case messages.NoSpace(needed_bytes=needed):
             raise NoSpace("scratch", needed)
-        case messages.Failed(code=code, message=message, param=param, retryable=retryable):
-            return Failed(code, message, param, retryable)
+        case messages.Failed():
+            return Failed(last.code, last.message, last.param, last.retryable, last.suggestion)
         case _:
             pass
     match stop.wish:
@@ -171,26 +169,19 @@ def _ending(last: AnyMessage | None, returncode: int, stop: Stop, log_file: Path
         case Wish.SHUTDOWN:
             return Interrupted()
     if stop.silent is not None:
-        told = f"The trainer said nothing for {stop.silent:.0f} s and was stopped.{_last_words(log_file)}"
-        return Failed("hung", told, retryable=True)
+        return Failed("hung", f"The trainer said nothing for {stop.silent:.0f} s and was stopped.", retryable=True)
     return None
 
 
-def _lost(returncode: int, log_file: Path, *, killed_for_memory: bool) -> Failed:
+def _lost(returncode: int, *, killed_for_memory: bool) -> Failed:
     if returncode == -signal.SIGKILL and killed_for_memory:
         return Failed(
             "out_of_host_memory",
-            "The kernel killed the trainer: the worker's machine, or its container, ran out of memory. Try tuning"
-            f" qlora, a smaller max_length, or a larger machine.{_last_words(log_file)}",
+            "The kernel killed the trainer: the worker's machine, or its container, ran out of memory.",
             retryable=True,
         )
     how = f"was killed by {signal.Signals(-returncode).name}" if returncode < 0 else f"ended with code {returncode}"
-    return Failed("worker_lost", f"The trainer {how} without a word.{_last_words(log_file)}", retryable=True)
-
-
-def _last_words(log_file: Path) -> str:
-    tail = last_lines(log_file, 5)
-    return f" Its last lines: {tail}" if tail else ""
+    return Failed("worker_lost", f"The trainer {how} without a word.", retryable=True)
 
 
 def out_of_memory_kills() -> int:
@@ -204,14 +195,3 @@ def _counted(path: Path) -> int:
     except OSError:
         return 0
     return sum(int(line.split()[1]) for line in lines if line.startswith("oom_kill "))
-
-
-def last_lines(log_file: Path, count: int) -> str:
-    """The end of a log, at most 4 kB of it; empty where there is none."""
-    try:
-        with log_file.open("rb") as file:
-            file.seek(max(0, log_file.stat().st_size - 4096))
-            text = file.read().decode(errors="replace")
-    except FileNotFoundError:
-        return ""
-    return "\n".join(text.strip().splitlines()[-count:])

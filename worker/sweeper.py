@@ -24,6 +24,7 @@ from app.work import service, totals
 from app.work.lifecycle import Claim
 from worker import moves, tracing
 from worker.deliverer import Deliverer
+from worker.outcomes import Failed
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +63,7 @@ def _take_back(session: Session, claim: Claim, *, host: str) -> None:
     """The worker has not been heard for a whole lease: another may try, unless this happened too often."""
     settings = get_settings()
     message = f"The worker on {host} has not been heard for {settings.lease_timeout.total_seconds():g} s."
-    error = {"code": "worker_lost", "message": message, "param": None}
+    error = Failed("worker_lost", message).as_error()
     service.note_phases(session, claim, {})
     if claim.failed_attempts >= settings.max_retries:
         moves.fail(session, claim, error)

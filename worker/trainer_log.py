@@ -21,6 +21,8 @@ PIECE = 64 * 1024
 """Bytes read and written at once; a line that is longer is broken."""
 MOST = 1024 * 1024
 """Bytes of an attempt that go into the database; the file on the worker has them all."""
+END = 8 * 1024
+"""Bytes that follow where there were more: what a trainer prints last says why it ended."""
 
 
 class LogShipper:
@@ -45,11 +47,14 @@ class LogShipper:
 
     def _ship_until_over(self) -> None:
         over = False
-        while not over and self._shipped < MOST:
-            over = self._over.wait(INTERVAL)
+        while not over:
+            over = self._over.wait(INTERVAL if self._shipped < MOST else None)
             try:
-                while self._ship(last=over) and self._shipped < MOST:
+                while self._shipped < MOST and self._ship(last=over):
                     pass
+                if over and self._shipped >= MOST:
+                    self._at = max(self._at, self._path.stat().st_size - END)
+                    self._ship(last=True)
             except IllegalMove:
                 return  # not ours any more: the lease says so to whoever stops the trainer
             except (SQLAlchemyError, OSError) as error:
@@ -66,9 +71,9 @@ class LogShipper:
             return False
         text = as_shown(piece.decode(errors="replace"))
         if not self._shipped:
-            text = f"== {self._claim.kind}, attempt {self._claim.attempt} ==\n{text}"
-        if self._shipped + len(piece) >= MOST:
-            text += f"== the rest is in {self._path.name} on the worker ==\n"
+            text = logs.heading(self._claim) + text
+        if self._shipped < MOST <= self._shipped + len(piece):
+            text += f"== the rest is in {self._path.name} on the worker; its end will be here too ==\n"
         with new_session() as session, session.begin():
             work.require_held(session, self._claim)
             logs.write(session, self._claim.subject, text)

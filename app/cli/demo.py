@@ -20,7 +20,7 @@ from rich.table import Table
 from app.cli import support_messages
 from app.cli.client import Client
 from app.cli.models import fetch
-from app.cli.watch import view_for, watched
+from app.cli.watch import told, view_for, watched
 
 MODEL = "smollm2-135m-instruct"
 TRAINING_ROWS, HELD_OUT_ROWS = 320, 40
@@ -114,7 +114,8 @@ def _train(client: Client, tuning: str, home: Path) -> dict[str, Any]:
     posted = client.post("/v1/fine_tuning/jobs", spec, headers={"Idempotency-Key": f"demo-{uuid.uuid4().hex}"})
     job = watched(client, posted["id"], view_for(as_json=False))
     if job["status"] != "succeeded":
-        raise SystemExit(f"the job ended as {job['status']}: {job['error']}")
+        why = told(job["error"]) if job["error"] else ""
+        raise SystemExit(f"the job ended as {job['status']} {why}".strip())
     return job
 
 

@@ -201,11 +201,22 @@ def finish(job: dict[str, Any], *, as_json: bool) -> None:
         print(f"{job['id']} succeeded after {seconds} s: {job['fine_tuned_model']}")
         print(f"Get it: finetuned download {job['fine_tuned_model']}")
     elif job["status"] == "failed":
-        print(f"{job['id']} failed ({job['error']['code']}): {job['error']['message']}", file=sys.stderr)
+        print(f"{job['id']} failed {told(job['error'])}", file=sys.stderr)
+        print(f"Its whole log: finetuned logs {job['id']}", file=sys.stderr)
     else:
         print(f"{job['id']} is {job['status']}", file=sys.stderr)
     if job["status"] != "succeeded":
         raise typer.Exit(1)
+
+
+def told(error: dict[str, Any]) -> str:
+    """A failure's code and cause, below it what to try and what the trainer printed last."""
+    said = [f"({error['code']}): {error['message']}"]
+    if error.get("suggestion"):
+        said.append(f"What to try: {error['suggestion']}")
+    if error.get("log_lines"):
+        said += ["The trainer's last lines:", *(f"    {line}" for line in error["log_lines"])]
+    return "\n".join(said)
 
 
 def numbers_of(data: dict[str, Any]) -> str:

@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 
 from app.db import new_id
 from app.errors import IllegalMove
-from app.jobs import events, space
+from app.jobs import events, logs, space
 from app.jobs.models import Job, JobCheckpoint, JobEvent
 from app.jobs.prepared import Prepared
 from app.jobs.space import NO_SPACE, Lack
@@ -163,6 +163,7 @@ def fail(session: Session, holder: Claim, error: dict[str, Any]) -> None:
     if _wish_for(session, holder) is Desired.CANCEL:
         stop(session, holder)
         return
+    error = {"log_lines": logs.last_lines(session, holder), **error}
     work.fail(session, holder, error)
     job = _move(session, holder.subject, JobStatus.FAILED, error=error, finished_at=func.now())
     events.tell(session, job.id, f"The job failed: {error['message']}", level="error")
@@ -174,6 +175,7 @@ def retry(session: Session, holder: Claim, error: dict[str, Any], *, delay: time
     if wish is Desired.CANCEL:
         stop(session, holder)
         return
+    error = {"log_lines": logs.last_lines(session, holder), **error}
     work.retry(session, holder, error, delay=delay, outcome=outcome)
     seconds = round(delay.total_seconds())
     when = f"trying again in {seconds} s" if seconds else "trying again"

@@ -11,8 +11,12 @@ from sqlalchemy.orm import Session
 from app.errors import InvalidRequest
 from app.jobs import events
 from app.jobs.models import JobLog
+from app.work.lifecycle import Claim
 
 MAX_LINES = 100_000
+LAST_LINES = 20
+LAST_BYTES = 4096
+"""Of what a failure shows: a traceback's end, and no more than an answer can carry."""
 
 
 class Part(NamedTuple):
@@ -45,6 +49,31 @@ def tail(session: Session, job_id: str, lines: int) -> Part:
     text = "".join(found[-lines:] if lines else []).encode()
     length = select(func.sum(func.octet_length(JobLog.text))).where(JobLog.job_id == job_id, JobLog.seq <= last)
     return Part((session.scalar(length) or 0) - len(text), text, last)
+
+
+def heading(holder: Claim) -> str:
+    """The line above what an attempt's trainer printed."""
+    return f"== {holder.kind}, attempt {holder.attempt} ==\n"
+
+
+def last_lines(session: Session, holder: Claim) -> list[str]:
+    """What an attempt's trainer printed last, as far as it is in the log; the first of them may be cut."""
+    mine, top = JobLog.job_id == holder.subject, heading(holder)
+    begin = select(JobLog.seq).where(mine, JobLog.text.startswith(top)).order_by(JobLog.seq.desc()).limit(1)
+    pieces = (
+        select(JobLog.text)
+        .where(mine, JobLog.seq >= begin.scalar_subquery())
+        .order_by(JobLog.seq.desc())
+        .execution_options(yield_per=100)
+    )
+    end = ""
+    with session.scalars(pieces) as newest_first:
+        for text in newest_first:
+            end = text + end
+            if len(end) > LAST_BYTES:
+                break
+    end = end.removeprefix(top).strip("\n").encode()[-LAST_BYTES:].decode(errors="ignore")
+    return end.split("\n")[-LAST_LINES:] if end else []
 
 
 def after(session: Session, job_id: str, place: int) -> Part:

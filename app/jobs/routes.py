@@ -122,7 +122,8 @@ def list_jobs(
     with session.begin():
         page = service.jobs(session, caller, wanted, after=after, limit=limit, oldest_first=order == "asc")
         waits = waiting.of_jobs(session, page.rows)
-    return conditional(request, list_of(page, [JobRead.of(job, waits.get(job.id, Wait())) for job in page.rows]))
+    read = [JobRead.of(job, waits.get(job.id, Wait()), with_log=False) for job in page.rows]
+    return conditional(request, list_of(page, read))
 
 
 @router.get("/{job_id}", response_model=JobRead, openapi_extra=CONDITIONAL)

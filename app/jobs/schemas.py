@@ -3,8 +3,9 @@
 from datetime import datetime
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
+from app.failures import SUGGESTIONS
 from app.jobs.models import Job, JobCheckpoint, JobEvent, Label
 from app.jobs.status import JobStatus
 from app.jobs.waiting import Reason, Wait
@@ -12,11 +13,27 @@ from app.work.models import Attempt, Work
 
 
 class JobError(BaseModel):
-    """Why a job failed."""
+    """Why a job failed, or an attempt at it."""
 
-    code: str
-    message: str
-    param: str | None
+    code: str = Field(description="For programs: `out_of_memory`, `worker_lost`, …")
+    message: str = Field(description="The cause, in a sentence or two.")
+    param: str | None = Field(description="The field of the spec that it comes from, by its path.")
+    suggestion: str | None = Field(description="What to try; null where nobody can say.")
+    log_lines: list[str] | None = Field(
+        description="What the attempt's trainer printed last: at most 20 lines and 4 kB, of which the first may be cut."
+        " Empty where no trainer had a part in it; null in a list of jobs."
+    )
+
+    @classmethod
+    def of(cls, error: dict[str, Any], *, with_log: bool = True) -> Self:
+        """As it was kept. Before there were suggestions and lines, none were."""
+        return cls(
+            code=error["code"],
+            message=error["message"],
+            param=error["param"],
+            suggestion=error.get("suggestion") or SUGGESTIONS.get(error["code"]),
+            log_lines=error.get("log_lines", []) if with_log else None,
+        )
 
 
 class ProbeRead(BaseModel):
@@ -108,8 +125,11 @@ class JobRead(BaseModel):
     """Identity of the base, once preparing has computed it."""
 
     @classmethod
-    def of(cls, job: Job, wait: Wait) -> Self:
-        """From the row; numbers stand where `auto` stood, once they are known."""
+    def of(cls, job: Job, wait: Wait, *, with_log: bool = True) -> Self:
+        """From the row; numbers stand where `auto` stood, once they are known.
+
+        `with_log`: with the last lines of a job that failed, which are too much for a list that is asked for often.
+        """
         spec = job.resolved or job.spec
         hyperparameters = spec["method"][spec["method"]["type"]]["hyperparameters"]
         return cls(
@@ -120,7 +140,7 @@ class JobRead(BaseModel):
             fine_tuned_model=job.fine_tuned_model,
             organization_id=job.project_id,
             status=job.status,
-            error=JobError.model_validate(job.error) if job.error else None,
+            error=JobError.of(job.error, with_log=with_log) if job.error else None,
             training_file=spec["training_file"],
             validation_file=spec["validation_file"],
             hyperparameters={
@@ -304,7 +324,7 @@ class AttemptRead(BaseModel):
     started_at: int
     ended_at: int | None
     outcome: str | None
-    error: dict[str, Any] | None
+    error: JobError | None
     resumed_from_step: int | None
 
     @classmethod
@@ -318,7 +338,7 @@ class AttemptRead(BaseModel):
             started_at=int(attempt.started_at.timestamp()),
             ended_at=int(attempt.ended_at.timestamp()) if attempt.ended_at else None,
             outcome=attempt.outcome,
-            error=attempt.error,
+            error=JobError.of(attempt.error) if attempt.error else None,
             resumed_from_step=attempt.resumed_from_step,
         )
 

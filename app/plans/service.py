@@ -3,7 +3,7 @@
 import json
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy.orm import Session
 
@@ -103,20 +103,30 @@ def require_room(session: Session, project: Project, spec: JobSpec) -> None:
     if all(planning.fit_of(spec, known.base, data, place).is_hopeless for place in here):
         kept = get_settings().checkpoints_kept
         found = refusal(planning.make(spec, known.base, data, here, {}, checkpoints_kept=kept))
-        raise InvalidRequest(found["message"], param=found["param"], code="does_not_fit")
+        raise InvalidRequest(f"{found.message} {found.suggestion}", param=found.param, code="does_not_fit")
 
 
-def refusal(plan: Plan) -> dict[str, str]:
-    """Why a job cannot be trained here, and what would help: `message` and `param`."""
+class Refusal(NamedTuple):
+    """Why a job cannot be trained here, and what would help; `param` is what to change first."""
+
+    message: str
+    suggestion: str
+    param: str
+
+
+def refusal(plan: Plan) -> Refusal:
+    """Of a plan that is hopeless."""
     place = plan.chosen.place
     message = (
         f"This job takes some {plan.chosen.peak / GIB:.1f} GiB at its peak, and '{place.name}', the largest worker"
         f" class here, has {place.room / GIB:.1f}."
     )
     if not plan.changes:
-        return {"message": f"{message} No change of the spec makes it fit.", "param": "resources.gpu_memory_gb"}
+        return Refusal(
+            message, "No change of the spec makes it fit: it needs a larger worker.", "resources.gpu_memory_gb"
+        )
     changes = "; ".join(f"{one.param} {json.dumps(one.value)} ({one.train_peak / GIB:.1f} GiB)" for one in plan.changes)
-    return {"message": f"{message} What would help: {changes}.", "param": plan.changes[0].param}
+    return Refusal(message, f"What would help: {changes}.", plan.changes[0].param)
 
 
 def planned(

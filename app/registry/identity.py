@@ -3,7 +3,7 @@
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 from app.jobs.prepared import BaseIdentity
 
@@ -23,7 +23,7 @@ TOKENIZER_FILES = (
 class UnusableBase(Exception):
     """The folder cannot be a base model; the message says what to do."""
 
-    code = "model_not_usable"
+    code: ClassVar[Literal["model_not_usable", "unsafe_weights"]] = "model_not_usable"
 
 
 class UnsafeWeights(UnusableBase):

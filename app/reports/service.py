@@ -107,7 +107,9 @@ def require_made(error: dict[str, Any] | None) -> None:
     if error is not None:
         param = error.get("param")  # the path in a job's spec, of which a report is asked for by the last part
         raise InvalidRequest(
-            str(error["message"]), param=str(param).rsplit(".", 1)[-1] if param else None, code=error.get("code")
+            f"{error['message']} {error.get('suggestion') or ''}".strip(),
+            param=str(param).rsplit(".", 1)[-1] if param else None,
+            code=error.get("code"),
         )
 
 

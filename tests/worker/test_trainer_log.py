@@ -35,16 +35,23 @@ def test_a_progress_bar_is_shown_as_a_terminal_leaves_it() -> None:
     assert as_shown("0%\r50%\r100%\nnext\r\n") == "100%\nnext\n"
 
 
-def test_an_endless_log_is_cut_and_says_so(session: Session, project: Project, tmp_path: Path) -> None:
+def test_an_endless_log_is_cut_and_says_so_and_its_end_is_there(
+    session: Session, project: Project, tmp_path: Path
+) -> None:
     with session.begin():
         make_queued_job(session, project)
         claim = take(session)
     log = tmp_path / "trainer.log"
     with LogShipper(claim, log), log.open("wb") as file:
-        file.write(b"x" * 3 * trainer_log.MOST)
+        file.write(b"x" * 3 * trainer_log.MOST + b"\nOut of memory\n")
     text = shipped(session, claim.subject)
     assert trainer_log.MOST <= len(text) < trainer_log.MOST + 2 * trainer_log.PIECE
-    assert text.endswith("== the rest is in trainer.log on the worker ==\n")
+    assert "\n== the rest is in trainer.log on the worker; its end will be here too ==\nxxx" in text
+    assert text.endswith("x\nOut of memory\n")
+    with session.begin():
+        *before, last = logs.last_lines(session, claim)
+    assert (len(before), last) == (1, "Out of memory")
+    assert len(before[0]) < logs.LAST_BYTES
 
 
 def test_a_worker_that_lost_its_claim_writes_nothing(session: Session, project: Project, tmp_path: Path) -> None:

@@ -45,6 +45,10 @@ class BaseNotFound(Exception):
 class BaseChanged(Exception):
     """The base is not the one that the files were prepared for, or that the adapter was trained on."""
 
+    def __init__(self, message: str, suggestion: str | None = None) -> None:
+        super().__init__(message)
+        self.suggestion = suggestion
+
 
 def parent_of(work_dir: Path) -> Parent | None:
     """The registry model that the job starts from, if it does."""
@@ -84,20 +88,20 @@ def locate_again(base: BaseIdentity, work_dir: Path) -> BaseFolder:
     return _local(base.id)
 
 
-def require_same(base: BaseFolder, expected: BaseIdentity, *, otherwise: str) -> None:
-    """Raises `BaseChanged`, with the hashes that differ and what is `otherwise` to be done."""
+def require_same(base: BaseFolder, expected: BaseIdentity, *, suggestion: str) -> None:
+    """Raises `BaseChanged`, with the hashes that differ."""
     found = base.identity()
     if found != expected:
         changed = [name for name in BaseIdentity.model_fields if getattr(found, name) != getattr(expected, name)]
-        raise BaseChanged(f"The base model '{expected.id}' has changed: {', '.join(changed)} differ. {otherwise}")
+        raise BaseChanged(f"The base model '{expected.id}' has changed: {', '.join(changed)} differ.", suggestion)
 
 
 def _of_parent(parent: Parent, work_dir: Path) -> BaseFolder:
     if parent.kind == "full":
         return _of_registry(parent.id, work_dir)
     base = locate_again(parent.base, work_dir)
-    otherwise = f"'{parent.id}' can go on training only on the base it was trained on: put that one back."
-    require_same(base, parent.base, otherwise=otherwise)
+    suggestion = f"Put the base back that '{parent.id}' was trained on: it can go on training on no other."
+    require_same(base, parent.base, suggestion=suggestion)
     return base
 
 

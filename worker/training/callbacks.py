@@ -271,4 +271,4 @@ def _beside_the_loss(logs: dict[str, Any], prefix: str) -> dict[str, float]:
 
 def _require_finite(what: str, value: float) -> None:
     if not math.isfinite(value):
-        raise LossNotFinite(f"The {what} is {value}. Lower the learning rate, or look for broken rows.")
+        raise LossNotFinite(f"The {what} is {value}.")

@@ -1,4 +1,4 @@
-"""From exceptions to what the job's owner is told: code, sentence, remedy, and whether another attempt could help."""
+"""From exceptions to what the job's owner is told: code, cause, remedy, and whether another attempt could help."""
 
 import json
 import traceback
@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import ClassVar
 
 from app import disks
+from app.failures import Code
+from app.files.report import FileName
 from app.registry import identity
 from worker.messages import Failed, NoSpace
 from worker.training.base import BaseChanged, BaseNotFound
@@ -15,7 +17,7 @@ from worker.training.templates import TemplateUnusable
 class FileUnusable(Exception):
     """An uploaded file cannot be trained on; `name` is the spec's name for it."""
 
-    def __init__(self, name: str, message: str) -> None:
+    def __init__(self, name: FileName, message: str) -> None:
         super().__init__(message)
         self.name = name
 
@@ -48,31 +50,37 @@ OUT_OF_MEMORY = (*OUT_OF_HOST_MEMORY, "out of memory", "ALLOC_FAILED")
 class TrainingSpoilt(Exception):
     """A run went wrong and stopped by itself; each kind has its code."""
 
-    code: ClassVar[str]
+    code: ClassVar[Code]
 
 
 class LossNotFinite(TrainingSpoilt):
     """A step's loss, or its gradient, was NaN or infinite."""
 
-    code = "loss_not_finite"
+    code: ClassVar[Code] = "loss_not_finite"
 
 
 class LossIsZero(TrainingSpoilt):
     """Nothing is learnt any more, or never was."""
 
-    code = "loss_is_zero"
+    code: ClassVar[Code] = "loss_is_zero"
 
 
 class GradientExploded(TrainingSpoilt):
     """The gradient's norm grew out of all proportion, and stayed there."""
 
-    code = "gradient_exploded"
+    code: ClassVar[Code] = "gradient_exploded"
 
 
 class LossDiverged(TrainingSpoilt):
     """The loss rose above where it began, and stayed there."""
 
-    code = "loss_diverged"
+    code: ClassVar[Code] = "loss_diverged"
+
+
+OF_FILES: dict[FileName, Code] = {
+    "training_file": "invalid_training_file",
+    "validation_file": "invalid_validation_file",
+}
 
 
 class DoesNotFit(Exception):
@@ -81,9 +89,10 @@ class DoesNotFit(Exception):
     `retryable`: its next attempt takes less.
     """
 
-    def __init__(self, message: str, param: str, *, retryable: bool = False) -> None:
+    def __init__(self, message: str, param: str, *, suggestion: str, retryable: bool = False) -> None:
         super().__init__(message)
         self.param = param
+        self.suggestion = suggestion
         self.retryable = retryable
 
 
@@ -108,7 +117,7 @@ def classify(error: BaseException, method: str) -> Failed:
     hyperparameters = f"method.{method}.hyperparameters"
     match error:
         case FileUnusable(name=name):
-            return Failed(code=f"invalid_{name}", message=_sentence(error), param=name)
+            return Failed(code=OF_FILES[name], message=_sentence(error), param=name)
         case SpecUnusable(param=param):
             return Failed(code="invalid_value", message=_sentence(error), param=param)
         case BaseNotFound():
@@ -117,10 +126,16 @@ def classify(error: BaseException, method: str) -> Failed:
             return Failed(code=error.code, message=f"The base model cannot be used: {error}", param="model")
         case TemplateUnusable():
             return Failed(code="invalid_chat_template", message=_sentence(error), param="model")
-        case BaseChanged():
-            return Failed(code="base_model_changed", message=_sentence(error), param="model")
-        case DoesNotFit(param=param, retryable=retryable):
-            return Failed(code="out_of_memory", message=_sentence(error), param=param, retryable=retryable)
+        case BaseChanged(suggestion=suggestion):
+            return Failed(code="base_model_changed", message=_sentence(error), param="model", suggestion=suggestion)
+        case DoesNotFit(param=param):
+            return Failed(
+                code="out_of_memory",
+                message=_sentence(error),
+                param=param,
+                retryable=error.retryable,
+                suggestion=error.suggestion,
+            )
         case TargetModulesUnusable():
             return Failed(code="invalid_target_modules", message=_sentence(error), param="tuning.target_modules")
         case PackingNotSupported():
@@ -153,9 +168,7 @@ def _of_torch(error: BaseException, hyperparameters: str) -> Failed:
     if type(error).__name__ == "OutOfMemoryError":
         return Failed(
             code="out_of_memory",
-            message="The GPU ran out of memory. Try, in this order: per_device_train_batch_size 1,"
-            " gradient_checkpointing true, tuning qlora, a smaller max_length, or a larger GPU"
-            " (resources.gpu_memory_gb).",
+            message="The GPU ran out of memory.",
             param=f"{hyperparameters}.per_device_train_batch_size",
         )
     if isinstance(error, RuntimeError) and any(part in text for part in OUT_OF_HOST_MEMORY):
@@ -167,11 +180,7 @@ def _of_torch(error: BaseException, hyperparameters: str) -> Failed:
 
 
 def _out_of_host_memory() -> Failed:
-    return Failed(
-        code="out_of_host_memory",
-        message="The worker's machine ran out of memory. Try tuning qlora, a smaller max_length, or a larger machine.",
-        retryable=True,
-    )
+    return Failed(code="out_of_host_memory", message="The worker's machine ran out of memory.", retryable=True)
 
 
 def method_in(work_dir: Path) -> str:

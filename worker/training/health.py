@@ -62,15 +62,14 @@ def require(history: list[dict[str, Any]], method: Method) -> None:
     step = last[0]["step"]
     if method in ZERO_IS_WRONG and len(last) >= ZERO_FOR and not any(one["loss"] for one in last[:ZERO_FOR]):
         raise LossIsZero(
-            f"The loss has been exactly 0 for {ZERO_FOR} steps, up to step {step}: nothing is learnt any more. Look"
-            " whether the rows have answers to train on, and whether the base knows them already."
+            f"The loss has been exactly 0 for {ZERO_FOR} steps, up to step {step}: nothing is learnt any more."
         )
     norms = [float(one.get("grad_norm") or 0.0) for one in last]
     usual = median(norms[EXPLODED_FOR:]) if len(norms) > EXPLODED_FOR else None
     if usual is not None and min(norms[:EXPLODED_FOR]) > max(EXPLODED_NORM, EXPLODED_TIMES * usual):
         raise GradientExploded(
             f"The gradient's norm has been above {min(norms[:EXPLODED_FOR]):.4g} for {EXPLODED_FOR} steps, up to step"
-            f" {step}; before, it was {usual:.4g} in the median. Lower the learning rate, to a tenth first."
+            f" {step}; before, it was {usual:.4g} in the median."
         )
     start = max(_before_any_update(history))
     lowest = min(one["loss"] for one in last[:DIVERGED_FOR])
@@ -78,7 +77,7 @@ def require(history: list[dict[str, Any]], method: Method) -> None:
     if method in LIKELIHOODS and len(last) >= DIVERGED_FOR and lowest > limit:
         raise LossDiverged(
             f"The loss has been {lowest:.4g} or more for {DIVERGED_FOR} steps, up to step {step}; it began at"
-            f" {start:.4g}. The training unlearns what the base knew. Lower the learning rate, to a tenth first."
+            f" {start:.4g}. The training unlearns what the base knew."
         )
 
 

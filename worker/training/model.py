@@ -31,8 +31,8 @@ PROBE_TOKENS = 16
 def require_same_base(expected: BaseIdentity, work_dir: Path) -> Path:
     """The folder of the base that the files were prepared for. Raises `BaseChanged` for any other."""
     base = locate_again(expected, work_dir)
-    otherwise = "It is not the one this job was prepared for: submit the job again to train on it as it is now."
-    require_same(base, expected, otherwise=otherwise)
+    suggestion = "Submit the job again to train on it as it is now: this one was prepared for what it was."
+    require_same(base, expected, suggestion=suggestion)
     return base.path
 
 
@@ -129,7 +129,7 @@ def require_rows_kept_apart(trainer: Trainer) -> None:
     but for a fiftieth of what seeing the other row changes. Of that, bf16 rounded away at most 0.0044 (30 layers) in
     families that keep rows apart; of those that mix them RecurrentGemma came to 0.095 and OPT to half or more.
     """
-    refusal = "with this base model the rows of a pack would see each other. Send packing: false."
+    refusal = "with this base model the rows of a pack would see each other."
     model = trainer.model
     drawn = torch.Generator().manual_seed(0)
     known = model.get_input_embeddings().num_embeddings

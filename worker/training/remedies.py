@@ -54,7 +54,7 @@ def in_training(
     if shrink(work_dir, spec, report) is not None:
         param = spec.param("per_device_train_batch_size")
         message = "Out of memory in a step: the next attempt computes fewer rows at a time"
-        return DoesNotFit(message, param, retryable=True)
+        return DoesNotFit(message, param, suggestion="Nothing is to be done.", retryable=True)
     if machine.kind == "cpu":
         return None
     return does_not_fit(spec, prepared, base, machine, "in a step")
@@ -66,10 +66,9 @@ def does_not_fit(spec: JobSpec, prepared: Prepared, base: Path, machine: Device,
     message = f"{what} ran out of memory {when}."
     if found := _changes(spec, prepared, base, machine):
         helping = "; ".join(f"{one.param} {json.dumps(one.value)} ({one.train_peak / GIB:.1f} GiB)" for one in found)
-        return DoesNotFit(f"{message} What would help: {helping}.{_or_shrink(spec)}", found[0].param)
-    return DoesNotFit(
-        f"{message} No change of the spec makes it fit: it needs a larger worker.", "resources.gpu_memory_gb"
-    )
+        return DoesNotFit(message, found[0].param, suggestion=f"What would help: {helping}.{_or_shrink(spec)}")
+    larger = "No change of the spec makes it fit: it needs a larger worker."
+    return DoesNotFit(message, "resources.gpu_memory_gb", suggestion=larger)
 
 
 def _or_shrink(spec: JobSpec) -> str:

@@ -108,6 +108,34 @@ def test_rows_that_cannot_be_trained_on_are_named(service: Service, tmp_path: Pa
     assert "line 2: it is not JSON" in err
 
 
+def test_a_job_that_fails_says_why_what_to_try_and_what_its_trainer_printed_last(
+    service: Service, tmp_path: Path
+) -> None:
+    """Its base's weights are of another shape than its config says, which nothing but loading them finds out."""
+    base = tiny.make_base(service.home / "models" / "misshapen")
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps(config | {"intermediate_size": 2 * config["intermediate_size"]}))
+
+    out, err = finetuned(service, "submit", str(write_spec(tmp_path, model="misshapen", max_steps=1)), "-w", code=1)
+
+    job_id = out.splitlines()[0]
+    error = service.client().fine_tuning.jobs.retrieve(job_id).error
+    assert error is not None
+    assert error.code == "internal_error"
+    *_, last = lines = error.model_extra["log_lines"]  # of the stock client's model
+    assert last.startswith("RuntimeError: ")
+    assert error.message.startswith(last[:40])
+    told = err[err.index(f"{job_id} failed") :].splitlines()
+    assert told[-len(lines) - 2 :] == [
+        "The trainer's last lines:",
+        *(f"    {line}" for line in lines),
+        f"Its whole log: finetuned logs {job_id}",
+    ]
+    (attempt,) = service.attempts(job_id)
+    assert attempt["error"]["log_lines"] == lines
+    assert service.get("/v1/fine_tuning/jobs?limit=1")["data"][0]["error"]["log_lines"] is None
+
+
 def test_used_wrongly_it_ends_with_2_and_without_a_server_with_1(service: Service, tmp_path: Path) -> None:
     finetuned(service, "jobs", "--limit", "0", code=2)
     finetuned(service, "watch", code=2)

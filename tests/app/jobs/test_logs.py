@@ -4,8 +4,8 @@ from sqlalchemy.orm import Session
 from starlette.testclient import TestClient
 
 from app.auth import Project
-from app.jobs import logs
-from tests.factories import make_job
+from app.jobs import lifecycle, logs
+from tests.factories import make_job, make_queued_job, take
 
 PIECES = ("one\ntwo\n", "ü und €\n", "three\n")
 WHOLE = "".join(PIECES).encode()
@@ -46,3 +46,25 @@ def test_a_place_behind_the_end_is_refused(session: Session, project: Project, c
         refused = client.get(path, params={"after": place})
         assert (refused.status_code, refused.json()["error"]["param"]) == (400, "after")
     assert client.get(path, params={"after": -1}).status_code == 400
+
+
+def test_the_last_lines_are_an_attempts_own_and_few(session: Session, project: Project) -> None:
+    with session.begin():
+        job_id = make_queued_job(session, project).id
+        first = take(session)
+        assert logs.last_lines(session, first) == []
+        logs.write(session, job_id, f"{logs.heading(first)}of the first\n")
+        lifecycle.requeue(session, first)
+        second = take(session)
+        assert logs.last_lines(session, second) == []
+        logs.write(session, job_id, f"{logs.heading(second)}one\n\n")
+        logs.write(session, job_id, "two\n\n")
+        assert logs.last_lines(session, second) == ["one", "", "two"]
+        assert logs.last_lines(session, first)[0] == "of the first"
+        for number in range(30):
+            logs.write(session, job_id, f"{number}\n")
+        assert logs.last_lines(session, second) == [str(number) for number in range(10, 30)]
+        logs.write(session, job_id, "€" * 2 * logs.LAST_BYTES + "\n")
+        (cut,) = logs.last_lines(session, second)
+    assert set(cut) == {"€"}
+    assert logs.LAST_BYTES - 3 < len(cut.encode()) <= logs.LAST_BYTES

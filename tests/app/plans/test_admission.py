@@ -112,8 +112,10 @@ def test_what_turns_out_not_to_fit_ends_with_what_would(
     assert job.status == "failed"
     assert job.error is not None
     assert job.error["code"] == "does_not_fit"
-    assert "gradient_checkpointing true" in job.error["message"]
+    assert job.error["message"].startswith("This job takes some ")
+    assert "gradient_checkpointing true" in job.error["suggestion"]
     assert job.error["param"].endswith("gradient_checkpointing")
+    assert job.error["log_lines"] == []
 
 
 def test_a_base_that_is_not_here_is_queued_as_it_was_submitted(session: Session, project: Project) -> None:

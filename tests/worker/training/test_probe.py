@@ -140,8 +140,9 @@ def test_what_does_not_fit_fails_with_what_would_or_shrinks_until_it_does(
     assert isinstance(failed, messages.Failed)
     assert (failed.code, failed.retryable) == ("out_of_memory", False)
     assert failed.param is not None
-    assert f"What would help: {failed.param} " in failed.message
-    assert "resources.on_oom 'shrink'" in failed.message
+    assert failed.suggestion is not None
+    assert f"What would help: {failed.param} " in failed.suggestion
+    assert "resources.on_oom 'shrink'" in failed.suggestion
     assert not steps(of_the_first)
 
     last = [message for message in of_the_second if isinstance(message, messages.Shrunk)][-1]

@@ -2,6 +2,7 @@
 
 import logging
 import threading
+import time
 from pathlib import Path
 from typing import BinaryIO, Self
 
@@ -11,6 +12,7 @@ from app.db import new_session
 from app.errors import IllegalMove
 from app.jobs import logs
 from app.monitoring import lines
+from app.settings import get_settings
 from app.work import lifecycle as work
 from app.work.lifecycle import Claim
 
@@ -41,24 +43,33 @@ class LogShipper:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Everything printed is written before the attempt is settled."""
+        """Everything printed is written before the attempt is settled, which waits as long for the database."""
         self._over.set()
         self._thread.join()
 
     def _ship_until_over(self) -> None:
-        over = False
-        while not over:
-            over = self._over.wait(INTERVAL if self._shipped < MOST else None)
-            try:
-                while self._shipped < MOST and self._ship(last=over):
-                    pass
-                if over and self._shipped >= MOST:
-                    self._at = max(self._at, self._path.stat().st_size - END)
-                    self._ship(last=True)
-            except IllegalMove:
-                return  # not ours any more: the lease says so to whoever stops the trainer
-            except (SQLAlchemyError, OSError) as error:
-                log.warning("attempt %d at %s: log not shipped: %s", self._claim.attempt, self._claim.subject, error)
+        while not self._over.wait(INTERVAL if self._shipped < MOST else None):
+            self._ship_waiting(last=False)
+        patience = time.monotonic() + get_settings().database_patience.total_seconds()
+        while not self._ship_waiting(last=True) and time.monotonic() < patience:
+            time.sleep(1)  # the database says nothing when it comes back
+
+    def _ship_waiting(self, *, last: bool) -> bool:
+        """Whether nothing is left that can be shipped."""
+        try:
+            while self._shipped < MOST and self._ship(last=last):
+                pass
+            if last and self._shipped >= MOST:
+                self._at = max(self._at, self._path.stat().st_size - END)
+                self._ship(last=True)
+        except IllegalMove:
+            return True  # not ours any more: the lease says so to whoever stops the trainer
+        except SQLAlchemyError as error:
+            log.warning("attempt %d at %s: log not shipped yet: %s", self._claim.attempt, self._claim.subject, error)
+            return False
+        except OSError as error:
+            log.warning("attempt %d at %s: log not shipped: %s", self._claim.attempt, self._claim.subject, error)
+        return True
 
     def _ship(self, *, last: bool) -> bool:
         """Write the next piece; returns whether there may be more."""

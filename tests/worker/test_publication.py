@@ -3,18 +3,15 @@
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 
-import psycopg
 import pytest
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from app.auth import Project
-from app.db import get_engine
 from app.jobs import lifecycle, retention
 from app.jobs import service as jobs
 from app.jobs.models import JobCheckpoint
@@ -24,6 +21,7 @@ from app.registry import service as registry
 from app.registry.manifest import TrainingReport
 from app.settings import get_settings
 from app.storage import Storage
+from tests.away import database_away
 from tests.factories import make_file, make_manifest, make_queued_job, take
 from tests.running import wait_for
 from worker import checkpoints, messages
@@ -73,27 +71,6 @@ def offer(tmp_path: Path, session: Session, origin: Origin) -> Offer:
 def entered(session: Session) -> list[int]:
     with session.begin():
         return list(session.scalars(select(JobCheckpoint.step).order_by(JobCheckpoint.step)))
-
-
-@contextmanager
-def administrator() -> Iterator[psycopg.Connection]:
-    """In another database of the same server."""
-    url = get_engine().url.set(drivername="postgresql", database="postgres")
-    with psycopg.connect(url.render_as_string(hide_password=False), autocommit=True) as connection:
-        yield connection
-
-
-@contextmanager
-def database_away() -> Iterator[None]:
-    name = get_engine().url.database
-    with administrator() as server:
-        server.execute(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS false')
-        try:
-            server.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", [name])
-            yield
-        finally:
-            server.execute(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS true')
-            get_engine().dispose()
 
 
 def test_the_last_checkpoint_of_a_job_waits_for_a_database_that_is_away(

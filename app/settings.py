@@ -89,6 +89,8 @@ class Settings(BaseSettings):
     """`cpu` or `gpu-<GB>`; None: what the worker's device is."""
     checkpoints_kept: int = 10
     """Of a job, as models of the registry: the newest, and the best by validation loss."""
+    checkpoints_kept_every: Annotated[int, Field(ge=1)] | None = None
+    """Steps: each checkpoint whose step is a multiple stays as well; None: none of them."""
     heartbeat_interval: Duration = timedelta(seconds=10)
     lease_timeout: Duration = timedelta(seconds=60)  # six missed heartbeats
     sweep_interval: Duration = timedelta(seconds=15)

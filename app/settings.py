@@ -110,6 +110,9 @@ class Settings(BaseSettings):
     checkpoint_grace: Duration = timedelta(minutes=5)
     """How long a paused or failed attempt waits for its last checkpoint to be stored, for whichever worker comes next.
     """
+    foreign_memory_bytes: Annotated[int, Field(ge=0)] = 2 * 1024**3
+    """Of a GPU's memory, in the hands of others, with which its slot still takes work; a desktop has some hundred MB.
+    """
     scratch_retention: Duration = timedelta(days=1)
     """How long logs stay on the machine that trained, and checkpoints of cancelled jobs there and in the storage."""
     standby: bool = True

@@ -333,6 +333,7 @@ def test_nobody_trains_on_a_device_while_a_trainer_of_nobody_s_holds_it(service:
         fcntl.flock(held, fcntl.LOCK_EX)
         with service.another_worker(21):
             job_id = submit(service, rows, max_steps=1)
+            wait_for(lambda: status_of(service, job_id) == "queued", 60, every=0.2)
             wait_for(lambda: blocked(service, 21), 60, every=0.2)
             assert status_of(service, job_id) == "queued"
             fcntl.flock(held, fcntl.LOCK_UN)

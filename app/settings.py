@@ -89,6 +89,8 @@ class Settings(BaseSettings):
     """`cpu` or `gpu-<GB>`; None: what the worker's device is."""
     checkpoints_kept: int = 10
     """Of a job, as models of the registry: the newest, and the best by validation loss."""
+    checkpoints_kept_every: Annotated[int, Field(ge=1)] | None = None
+    """Steps: each checkpoint whose step is a multiple stays as well; None: none of them."""
     heartbeat_interval: Duration = timedelta(seconds=10)
     lease_timeout: Duration = timedelta(seconds=60)  # six missed heartbeats
     sweep_interval: Duration = timedelta(seconds=15)
@@ -107,6 +109,9 @@ class Settings(BaseSettings):
     """The same while the worker itself shuts down; `finetuned up` promises to end within 20 s."""
     checkpoint_grace: Duration = timedelta(minutes=5)
     """How long a paused or failed attempt waits for its last checkpoint to be stored, for whichever worker comes next.
+    """
+    foreign_memory_bytes: Annotated[int, Field(ge=0)] = 2 * 1024**3
+    """Of a GPU's memory, in the hands of others, with which its slot still takes work; a desktop has some hundred MB.
     """
     scratch_retention: Duration = timedelta(days=1)
     """How long logs stay on the machine that trained, and checkpoints of cancelled jobs there and in the storage."""

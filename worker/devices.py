@@ -3,6 +3,7 @@
 import logging
 import platform
 import re
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -46,6 +47,20 @@ class Device:
         return {"CUDA_VISIBLE_DEVICES": self.uuid or ""}
 
 
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """What is in use of a GPU's memory."""
+
+    used_bytes: int
+    """Without what the driver reserves, where it tells the two apart."""
+    by_pid: dict[int, int | None]
+    """Of the processes that compute there, by their pids outside of containers, as far as the GPU tells."""
+
+
+ReadMemory = Callable[[], Memory | None]
+"""None: not a GPU, or one that does not tell."""
+
+
 class Meter:
     """What a slot's device is used for, read with each heartbeat; kept by one thread."""
 
@@ -70,16 +85,38 @@ class Meter:
             }
             return found
         try:
-            if self._gpu is None:
-                pynvml.nvmlInit()
-                self._gpu = pynvml.nvmlDeviceGetHandleByUUID(self._device.uuid)
-            memory = pynvml.nvmlDeviceGetMemoryInfo(self._gpu)
+            gpu = self._handle()
+            memory = pynvml.nvmlDeviceGetMemoryInfo(gpu)
             found |= {"memory_bytes": memory.total, "memory_used_bytes": memory.used}
-            found["utilization"] = pynvml.nvmlDeviceGetUtilizationRates(self._gpu).gpu / 100
-            found["temperature_celsius"] = pynvml.nvmlDeviceGetTemperature(self._gpu, pynvml.NVML_TEMPERATURE_GPU)
+            found["utilization"] = pynvml.nvmlDeviceGetUtilizationRates(gpu).gpu / 100
+            found["temperature_celsius"] = pynvml.nvmlDeviceGetTemperature(gpu, pynvml.NVML_TEMPERATURE_GPU)
         except pynvml.NVMLError as error:  # a partition of a GPU tells less, and a GPU that is lost nothing
             log.debug("the GPU does not tell how it is used: %s", error)
         return found
+
+    def memory(self) -> Memory | None:
+        """What is in use of the GPU's memory, and by whom; see `ReadMemory`."""
+        if self._device.uuid is None:
+            return None
+        try:
+            gpu = self._handle()
+            try:
+                used = pynvml.nvmlDeviceGetMemoryInfo(gpu, version=pynvml.nvmlMemory_v2).used
+            except pynvml.NVMLError_FunctionNotFound:  # a driver before 510, which counts nothing reserved as used
+                used = pynvml.nvmlDeviceGetMemoryInfo(gpu).used
+            found = Memory(int(used), {})
+            for process in pynvml.nvmlDeviceGetComputeRunningProcesses(gpu):
+                found.by_pid[process.pid] = process.usedGpuMemory
+        except pynvml.NVMLError as error:
+            log.debug("the GPU does not tell who uses it: %s", error)
+            return None
+        return found
+
+    def _handle(self) -> Any:
+        if self._gpu is None:
+            pynvml.nvmlInit()
+            self._gpu = pynvml.nvmlDeviceGetHandleByUUID(self._device.uuid)
+        return self._gpu
 
     def _resident(self) -> int:
         total = 0

@@ -205,7 +205,10 @@ class CheckpointPublisher:
             model = registry.register(session, manifest, manifest_sha256=manifest_sha256)
             extra = manifest.report.model_extra or {}
             lifecycle.enter_checkpoint(session, model, extra["checkpoint"])
-            registry.keep_newest_checkpoints(session, model.job_id, get_settings().checkpoints_kept)
+            settings = get_settings()
+            registry.keep_checkpoints(
+                session, model.job_id, newest=settings.checkpoints_kept, every=settings.checkpoints_kept_every
+            )
 
 
 def _published(path: Path, folder: Path, storage: Storage) -> PublishedFile:

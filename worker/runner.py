@@ -34,20 +34,22 @@ from worker.standby import Trainers
 from worker.supervisor import Ending, Finished, attend
 from worker.trainer_log import LogShipper
 from worker.uploading import CheckpointUploader
+from worker.vacancy import Vacancy
 
 log = logging.getLogger(__name__)
 
 
 class Slot:
-    """One place to train or to prepare: who it is to others, and where its trainers come from."""
+    """One place to train or to prepare: who it is to others, where its trainers come from, whether there is room."""
 
-    def __init__(self, who: Who, trainers: Trainers) -> None:
+    def __init__(self, who: Who, trainers: Trainers, vacancy: Vacancy) -> None:
         self.who = who
         self.trainers = trainers
+        self.vacancy = vacancy
 
     def run(self, queue_name: str) -> None:
         """Do the work of a queue, one attempt after another, until there is none or the worker shuts down."""
-        while not shutting_down() and (claim := self.take(queue_name)):
+        while self.vacancy.awaited(queue_name) and (claim := self.take(queue_name)):
             with lines.about(**claim.named()), Lease(claim) as lease:
                 phases = Phases(claim.kind)
                 settle(claim, self.attempt(claim, lease, phases), phases)

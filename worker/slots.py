@@ -1,11 +1,12 @@
 """This process's slot: made in the pool child after its fork, with everything that must not be shared across one."""
 
-import fcntl
 import logging
 import os
 import threading
 import time
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -17,12 +18,14 @@ from app.work import service
 from app.work.lifecycle import Who
 from app.work.status import WorkKind
 from worker import room, workspace
-from worker.devices import Device, Meter
+from worker.devices import Device, Meter, ReadMemory
 from worker.runner import Slot
 from worker.standby import Trainers
+from worker.vacancy import Vacancy
 
 log = logging.getLogger(__name__)
 
+LOCK_FLAGS = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
 PRUNE_INTERVAL = 600.0
 """Seconds between two looks at old scratch folders."""
 
@@ -39,15 +42,18 @@ class Place:
 
 
 class Occupied:
-    """A place with a process in it: heard of by others, its trainers ready, its lock held."""
+    """A place with a process in it: heard of by others, its trainers ready, its lock held once it has worked.
 
-    def __init__(self, place: Place) -> None:
+    `read_memory`: of the place's device; None: by NVML.
+    """
+
+    def __init__(self, place: Place, *, read_memory: ReadMemory | None = None) -> None:
         self._place = place
         self._over = threading.Event()
-        self._lock = _open_lock(place.lock_name)
-        self._locked = False
-        self._trainers = Trainers(place.device, place.lock_name, self._lock)
-        self._slot = Slot(place.who, self._trainers)
+        lock = _lock_file(place.lock_name)
+        self._trainers = Trainers(place.device, place.lock_name, os.open(lock, LOCK_FLAGS, 0o600))
+        self._vacancy = Vacancy(lock, self._trainers, read_memory or Meter(place.device).memory)
+        self._slot = Slot(place.who, self._trainers, self._vacancy)
         self._presence = threading.Thread(target=self._be_heard, name="presence", daemon=True)
 
     def enter(self) -> None:
@@ -59,10 +65,7 @@ class Occupied:
             self._trainers.stand_by(kind)
 
     def run(self, queue_name: str) -> None:
-        """Do the work of a queue, once nobody from before us is left on the device."""
-        if not self._locked:
-            fcntl.flock(self._lock, fcntl.LOCK_EX)
-            self._locked = True
+        """Do the work of a queue."""
         try:
             self._slot.run(queue_name)
         except SQLAlchemyError as error:
@@ -93,7 +96,9 @@ class Occupied:
             log.info("not struck off the list of workers: %s", error)
 
     def _hear(self, meter: Meter) -> None:
-        usage = meter.read() | room.reported()
+        usage: dict[str, Any] = meter.read() | room.reported()
+        if (blocked := self._vacancy.blocked) is not None:
+            usage["blocked"] = blocked
         try:
             with new_session() as session, session.begin():
                 service.hear(session, self._place.who, queue=self._place.queue, pid=os.getpid(), usage=usage)
@@ -107,7 +112,7 @@ class Occupied:
             log.warning("scratch folders not pruned: %s", error)
 
 
-def _open_lock(name: str) -> int:
+def _lock_file(name: str) -> Path:
     folder = get_settings().home.absolute() / "locks"
     folder.mkdir(parents=True, exist_ok=True)
-    return os.open(folder / f"{name}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    return folder / f"{name}.lock"

@@ -31,6 +31,9 @@ HIDDEN = (
 )
 """How the names begin of what a trainer has no business with: addresses and secrets of servers."""
 
+PARENT = "FINETUNED_PARENT_PID"
+"""By which a trainer, and whatever it starts, is known to be its worker's."""
+
 NICENESS = 10
 """Of those that train on a CPU: a tenth of the weight of other processes, for as long as these have something to do."""
 
@@ -66,6 +69,8 @@ class Trainers:
     """The slot's, for the log of trainers that have no job yet."""
     lock: int
     """Descriptor of the slot's lock: a trainer holds it too, so that the next worker waits until all are gone."""
+    started: int = 0
+    """How many were given work."""
     _waiting: dict[str, Child] = field(default_factory=dict)
     """By their module."""
 
@@ -73,11 +78,17 @@ class Trainers:
         """A trainer at work on a folder: the one that was standing by, if it still does."""
         child = self._standing_by(kind) or self._spawn(kind)
         self._waiting.pop(MODULES[kind], None)
+        self.started += 1
         assert child.process.stdin is not None  # noqa: S101  spawned with a pipe
         with suppress(BrokenPipeError):  # it died just now; its end is heard on the events' pipe
             child.process.stdin.write(os.fsencode(folder) + b"\n")
             child.process.stdin.close()
         return child
+
+    @property
+    def standing_by(self) -> set[int]:
+        """The process groups of those that wait for work."""
+        return {child.process.pid for child in self._waiting.values()}
 
     def stand_by(self, kind: WorkKind) -> None:
         """Start the next trainer ahead, unless the settings say no; its imports wait for a core that nobody uses."""
@@ -119,7 +130,7 @@ class Trainers:
         environment = {name: value for name, value in os.environ.items() if not name.startswith(HIDDEN)}
         environment |= self.device.environment() | {
             "FINETUNED_EVENTS_FD": str(write_end),
-            "FINETUNED_PARENT_PID": str(os.getpid()),
+            PARENT: str(os.getpid()),
             "FINETUNED_MODELS_DIR": str(get_settings().models),
             "HF_HUB_DISABLE_PROGRESS_BARS": "1",  # transformers' too; in a log they are one line of many kilobytes
         }

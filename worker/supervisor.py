@@ -24,6 +24,8 @@ log = logging.getLogger(__name__)
 
 OUT_OF_MEMORY_COUNTS = (Path("/sys/fs/cgroup/memory.events"), Path("/proc/vmstat"))
 """`oom_kill` of this container's group and below it, and of the whole machine."""
+CANCEL_GRACE = 10.0
+"""Seconds from INT to KILL at most: nothing is saved, and the device shall be free within 15 s of a cancel."""
 LOOK_UP = 0.1
 """Seconds between two looks at the lease while the trainer says nothing."""
 
@@ -89,7 +91,7 @@ class Stop:
         match wish:
             case Wish.CANCEL:
                 self._child.signal(signal.SIGINT)
-                self._deadline = time.monotonic() + settings.stop_grace.total_seconds()
+                self._deadline = time.monotonic() + min(CANCEL_GRACE, settings.stop_grace.total_seconds())
             case Wish.PAUSE:
                 self._child.signal(signal.SIGTERM)
                 self._deadline = time.monotonic() + settings.stop_grace.total_seconds()

@@ -142,6 +142,13 @@ SELECT jsonb_build_object(
             SELECT queue, count(*) FROM workers WHERE heard_at > now() - interval '{HEARD_WITHIN.total_seconds()} s'
             GROUP BY queue
         ) AS heard
+    ),
+    'blocked', (
+        SELECT coalesce(jsonb_object_agg(queue, why), '{{}}') FROM (
+            SELECT queue, jsonb_agg(usage ->> 'blocked' ORDER BY id) AS why FROM workers
+            WHERE heard_at > now() - interval '{HEARD_WITHIN.total_seconds()} s' AND usage ? 'blocked'
+            GROUP BY queue
+        ) AS told
     )
 ) AS found
 """)  # noqa: S608  numbers from above
@@ -228,9 +235,15 @@ class Look(msgspec.Struct):
     """Pieces of training that run, by project."""
     alive: dict[str, int]
     """Slots heard of lately, by queue."""
+    blocked: dict[str, list[str]]
+    """Of those, why they take no work just now: whose devices are not free."""
     roomiest: dict[str, float]
     """Bytes free on the disk of that of them which has most."""
     asked: list[Place] | None
+
+    def slots(self, queue: str) -> int:
+        """That take work."""
+        return self.alive.get(queue, 0) - len(self.blocked.get(queue, []))
 
 
 class _Load(NamedTuple):
@@ -322,6 +335,8 @@ def _reason(place: Place, load: _Load | None, look: Look) -> tuple[Reason, str]:
     if not look.alive.get(place.queue):
         up = ", ".join(f"{queue} ({count})" for queue, count in sorted(look.alive.items()) if queue != PREPARE)
         return "worker", f"No worker of its class, {place.queue}, is up. {f'Up are: {up}.' if up else 'None is up.'}"
+    if look.slots(place.queue) <= 0:
+        return "worker", f"No slot of {place.queue} takes work just now. {look.blocked[place.queue][0]}"
     most = get_settings().max_running_per_project
     running = look.training.get(place.project_id, 0)
     if place.queue != PREPARE and most is not None and running >= most:
@@ -335,7 +350,7 @@ def _reason(place: Place, load: _Load | None, look: Look) -> tuple[Reason, str]:
     if load.pieces:
         return "turn", f"{load.pieces} {'is' if load.pieces == 1 else 'are'} ahead of it in the queue {place.queue}."
     busy = sum(one.queue == place.queue for one in look.running)
-    slots = look.alive[place.queue]
+    slots = look.slots(place.queue)
     if busy >= slots:
         return "turn", f"It is next; {busy} of {slots} {'slot' if slots == 1 else 'slots'} of {place.queue} are busy."
     return "turn", "It is next, and a slot is free: a worker is about to take it."
@@ -379,9 +394,11 @@ def _forecast(place: Place, load: _Load | None, look: Look) -> tuple[tuple[int, 
     All slots are busy until then, so what is ahead takes its sum divided by them at most, and the longest of what still
     runs less at least.
     """
-    slots = look.alive.get(place.queue, 0)
-    if not slots:
+    if not look.alive.get(place.queue):
         return None, "No worker of its class is up."
+    slots = look.slots(place.queue)
+    if slots <= 0:
+        return None, "A device of its class has to be free first."
     if load is None:
         return None, f"More than {COUNTED} are ahead of it."
     busy = [one for one in look.running if one.queue == place.queue]

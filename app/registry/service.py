@@ -94,18 +94,17 @@ def delete(session: Session, project: Project, model_id: str) -> None:
     owned(session, project, model_id).deleted_at = func.now()
 
 
-def keep_newest_checkpoints(session: Session, job_id: str, count: int) -> None:
-    """Hide all but so many of a job's checkpoints, and the best by validation loss or reward."""
+def keep_checkpoints(session: Session, job_id: str, *, newest: int, every: int | None = None) -> None:
+    """Hide all of a job's checkpoints but so many, the best by validation loss or reward, and every n-th step's."""
     mine = (RegisteredModel.job_id == job_id, RegisteredModel.step.is_not(None), RegisteredModel.deleted_at.is_(None))
-    newest = select(RegisteredModel.id).where(*mine).order_by(RegisteredModel.step.desc()).limit(count)
+    last = select(RegisteredModel.id).where(*mine).order_by(RegisteredModel.step.desc()).limit(newest)
     measured = RegisteredModel.metrics["checkpoint"]
     cost = func.coalesce(-measured["valid_mean_reward"].as_float(), measured["valid_loss"].as_float())
     lowest = select(RegisteredModel.id).where(*mine, cost.is_not(None)).order_by(cost, RegisteredModel.step).limit(1)
-    session.execute(
-        update(RegisteredModel)
-        .where(*mine, RegisteredModel.id.not_in(newest), RegisteredModel.id.not_in(lowest))
-        .values(deleted_at=func.now())
-    )
+    others = [*mine, RegisteredModel.id.not_in(last), RegisteredModel.id.not_in(lowest)]
+    if every is not None:
+        others.append(RegisteredModel.step % every != 0)
+    session.execute(update(RegisteredModel).where(*others).values(deleted_at=func.now()))
 
 
 def used(session: Session, model_id: str) -> RegisteredModel:

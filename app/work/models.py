@@ -122,4 +122,5 @@ class Worker(Base):
     started_at: Mapped[Time] = mapped_column(server_default=func.now())
     heard_at: Mapped[Time] = mapped_column(server_default=func.now())
     usage: Mapped[dict[str, Any]] = mapped_column(server_default="{}")
-    """What its device is used for just now, as the worker saw it; see `worker.devices.Meter`."""
+    """What its device is used for just now, as the worker saw it; see `worker.devices.Meter`. `blocked`: why it takes
+    no work, if so."""

@@ -26,6 +26,8 @@ class WorkerRead(BaseModel):
     heard_at: int
     alive: bool
     """Heard within the last 30 s."""
+    blocked: str | None
+    """Why it takes no work just now: others hold its GPU's memory, or a trainer of before still runs."""
 
 
 class WorkerList(BaseModel):
@@ -53,6 +55,7 @@ def list_workers(caller: CallerDep, session: SessionDep) -> WorkerList:  # noqa:
                 started_at=int(worker.started_at.timestamp()),
                 heard_at=int(worker.heard_at.timestamp()),
                 alive=alive,
+                blocked=worker.usage.get("blocked") if alive else None,
             )
             for worker, work, alive in rows
         ]

@@ -114,8 +114,8 @@ def note_phases(session: Session, holder: Claim, phases: dict[str, float]) -> No
     )
 
 
-def hear(session: Session, who: Who, *, queue: str, pid: int, usage: dict[str, float] | None = None) -> None:
-    """Note that a worker lives, and what its device is used for."""
+def hear(session: Session, who: Who, *, queue: str, pid: int, usage: dict[str, Any] | None = None) -> None:
+    """Note that a worker lives, what its device is used for, and why it takes no work (`blocked`), if so."""
     row = {
         "host": who.host,
         "pid": pid,

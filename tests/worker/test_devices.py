@@ -48,4 +48,6 @@ def test_a_meter_tells_what_a_gpu_uses() -> None:
 
 
 def test_a_gpu_that_is_lost_is_no_reason_to_fall_silent() -> None:
-    assert set(Meter(Device("cuda", "gone", 1, "GPU-none")).read()) == {"process_memory_bytes"}
+    meter = Meter(Device("cuda", "gone", 1, "GPU-none"))
+    assert set(meter.read()) == {"process_memory_bytes"}
+    assert meter.memory() is None

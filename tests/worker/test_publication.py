@@ -21,7 +21,11 @@ from app.registry import service as registry
 from app.registry.manifest import TrainingReport
 from app.settings import get_settings
 from app.storage import Storage
+<<<<<<< HEAD
 from tests.away import database_away
+=======
+from tests.conftest import SetSettings
+>>>>>>> devicemem
 from tests.factories import make_file, make_manifest, make_queued_job, take
 from tests.running import wait_for
 from worker import checkpoints, messages
@@ -132,7 +136,7 @@ def test_the_best_checkpoint_is_kept_beside_the_newest_and_both_are_labelled(
     with CheckpointPublisher(tmp_path, storage, origin):
         pass
     with session.begin():
-        registry.keep_newest_checkpoints(session, origin.job.id, 2)
+        registry.keep_checkpoints(session, origin.job.id, newest=2)
     assert shown(session, project, origin.job.id) == {30: ["last"], 25: [], 10: ["best"]}
 
     with session.begin():
@@ -147,6 +151,24 @@ def test_the_best_checkpoint_is_kept_beside_the_newest_and_both_are_labelled(
     assert "| weights | of step 25 (0.5000), the best by validation loss; the last was step 30 (1.2500) |" in (
         card.render(manifest)
     )
+
+
+def test_every_nth_checkpoint_is_kept_beside_the_best_and_the_last(
+    session: Session,
+    project: Project,
+    tmp_path: Path,
+    storage: Storage,
+    origin: Origin,
+    offer: Offer,
+    set_settings: SetSettings,
+) -> None:
+    set_settings(checkpoints_kept=1, checkpoints_kept_every=20)
+    losses = {5: 1.0, 10: 2.0, 20: 2.0, 25: 2.0, 30: 2.0, 40: 2.0, 45: 2.0}
+    for step, loss in losses.items():
+        offer(step, valid_loss=loss)
+    with CheckpointPublisher(tmp_path, storage, origin):
+        pass
+    assert shown(session, project, origin.job.id) == {45: ["last"], 40: [], 20: [], 5: ["best"]}
 
 
 def shown(session: Session, project: Project, job_id: str) -> dict[int, list[str]]:

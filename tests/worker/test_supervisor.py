@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,8 +14,9 @@ import pytest
 from app.work.lifecycle import Claim
 from app.work.status import WorkKind
 from tests.conftest import SetSettings
+from worker import supervisor
 from worker.hanging import Hanging
-from worker.lease import Lease
+from worker.lease import Lease, Wish
 from worker.outcomes import Failed
 from worker.standby import Child
 from worker.supervisor import Finished, attend
@@ -61,6 +63,21 @@ def test_a_trainer_that_says_nothing_any_more_is_stopped(set_settings: SetSettin
     found = ending(f"{deaf}\nstep(1); time.sleep(60)", 1.0)
     assert isinstance(found, Failed)
     assert (found.code, found.retryable) == ("hung", True)
+
+
+@pytest.mark.fault(29)
+def test_a_cancel_that_nobody_hears_is_over_sooner_than_a_save_may_take(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervisor, "CANCEL_GRACE", 0.5)
+    with child("signal.signal(signal.SIGINT, signal.SIG_IGN); step(1); time.sleep(60)") as made:
+        while b"metrics" not in os.read(made.events, 65536):
+            pass
+        stop = supervisor.Stop(made)
+        began = time.monotonic()
+        while made.process.poll() is None:
+            stop.follow(Wish.CANCEL)
+            time.sleep(0.05)
+    assert (stop.killed, made.process.returncode) == (True, -signal.SIGKILL)
+    assert 0.5 <= time.monotonic() - began < 20  # not the 30 s of a pause
 
 
 def test_a_step_may_take_as_long_as_the_others_make_likely() -> None:

@@ -26,6 +26,7 @@ from worker.phases import Phases
 from worker.runner import Slot
 from worker.settlement import settle
 from worker.standby import Trainers
+from worker.vacancy import Vacancy
 
 
 def of_tomorrow(document: Any) -> Any:
@@ -74,7 +75,9 @@ def test_a_worker_leaves_a_job_that_it_does_not_understand_to_a_newer_one(
         claim = take(session)
 
     phases = Phases(claim.kind)
-    outcome = Slot(WHO, Trainers(Device.cpu(), "cpu-0", 0)).attempt(claim, Lease(claim), phases)
+    trainers = Trainers(Device.cpu(), "cpu-0", 0)
+    slot = Slot(WHO, trainers, Vacancy(tmp_path / "lock", trainers, lambda: None))
+    outcome = slot.attempt(claim, Lease(claim), phases)
     assert isinstance(outcome, PassedOn)
     settle(claim, outcome, phases)
 

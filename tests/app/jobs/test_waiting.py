@@ -82,6 +82,29 @@ def test_a_job_whose_class_has_no_worker_says_which_classes_have(
     assert (queue["starts_at_estimate"], queue["no_estimate_because"]) == (None, "No worker of its class is up.")
 
 
+def test_slots_whose_devices_are_not_free_do_not_count(client: TestClient, session: Session, project: Project) -> None:
+    workers(session, cpu=2)
+    with session.begin():
+        job = make_queued_job(session, project)
+
+    def block(number: int) -> dict[str, Any]:
+        with session.begin():
+            who = Who(f"here:cpu:{number}", "here", WHO.device)
+            work_service.hear(session, who, queue="cpu", pid=1, usage={"blocked": f"Others hold {number}."})
+        return queue_of(client, job.id)
+
+    queue = block(1)
+    assert (queue["waiting_for"], queue["message"]) == (
+        "turn",
+        "It is next, and a slot is free: a worker is about to take it.",
+    )
+    queue = block(0)
+    assert (queue["waiting_for"], queue["position"]) == ("worker", 1)
+    assert queue["message"] == "No slot of cpu takes work just now. Others hold 0."
+    assert queue["no_estimate_because"] == "A device of its class has to be free first."
+    assert queue["starts_at_estimate"] is None
+
+
 def test_a_job_that_is_next_says_whether_a_slot_is_free(client: TestClient, session: Session, project: Project) -> None:
     workers(session, cpu=1)
     with session.begin():

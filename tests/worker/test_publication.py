@@ -21,11 +21,8 @@ from app.registry import service as registry
 from app.registry.manifest import TrainingReport
 from app.settings import get_settings
 from app.storage import Storage
-<<<<<<< HEAD
 from tests.away import database_away
-=======
 from tests.conftest import SetSettings
->>>>>>> devicemem
 from tests.factories import make_file, make_manifest, make_queued_job, take
 from tests.running import wait_for
 from worker import checkpoints, messages

@@ -58,6 +58,7 @@ def _settle_well(session: Session, claim: Claim) -> None:
     if claim.kind is WorkKind.PREPARE:
         prepare(session, claim)
         return
+    work.require_held(session, claim)  # as the worker does, before the table's one result a job refuses a zombie's
     manifest = make_manifest(session, claim, f"ft:tiny:default::{claim.subject}-{claim.attempt}")
     result = registry.register(session, manifest, manifest_sha256="6" * 64)
     lifecycle.succeed(session, claim, result, trained_tokens=1, result_files=[])

@@ -10,7 +10,8 @@ ServiceError                 500
 ├── TooSlow                  408   a body that trickles
 ├── TooLarge                 413
 ├── TooMany                  429   too much at once; ask again
-└── Unavailable              503   the database does not answer; ask again
+├── Unavailable              503   the database does not answer; ask again
+└── StorageFull              507   the disk that files arrive on is full; nothing of the request was kept
 
 A job that fails in training is data of the job, not one of these.
 """
@@ -103,3 +104,10 @@ class Unavailable(ServiceError):
 
     status_code = 503
     code = "unavailable"
+
+
+class StorageFull(ServiceError):
+    """There is no room for what was sent, whoever's it is."""
+
+    status_code = 507
+    code = "no_space"

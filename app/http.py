@@ -25,7 +25,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app import auth
 from app.auth import Project
 from app.db import new_session
-from app.errors import InvalidRequest, NotAuthenticated, ServiceError, TooMany, Unavailable
+from app.disks import NoSpace
+from app.errors import InvalidRequest, NotAuthenticated, ServiceError, StorageFull, TooMany, Unavailable
 from app.monitoring import lines, requests
 from app.pages import Page
 from app.reads import Reads
@@ -159,6 +160,7 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(HTTPException, _routing)
     app.add_exception_handler(DataError, _no_text)
     app.add_exception_handler(Damaged, _damaged)
+    app.add_exception_handler(NoSpace, _full)
     for away in (OperationalError, InterfaceError, PoolTimeout, psycopg.OperationalError):
         app.add_exception_handler(away, _database_away)
     app.add_middleware(RequestMiddleware, max_body_bytes=get_settings().max_body_bytes)
@@ -219,6 +221,13 @@ def _no_text(_: Request, error: Exception) -> JSONResponse:
 def _damaged(_: Request, error: Exception) -> JSONResponse:
     log.error("the storage has lost something: %s", error)
     return envelope(ServiceError(f"The storage has lost what was asked for: {error}.", code="storage_damaged"))
+
+
+def _full(_: Request, error: Exception) -> JSONResponse:
+    log.error("no room for what arrives: %s", error)
+    return envelope(
+        StorageFull("The storage of this service is full: nothing of the request was kept. Tell whoever runs it.")
+    )
 
 
 def _database_away(_: Request, error: Exception) -> JSONResponse:

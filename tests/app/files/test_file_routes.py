@@ -2,7 +2,7 @@
 
 import asyncio
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from app.errors import TooSlow
 from app.files import body
 from app.files.models import File
 from app.storage import blob_key, get_storage
+from tests import small_disk
 from tests.conftest import SetSettings
 from tests.factories import sweep_blobs, upload_body
 
@@ -104,3 +105,21 @@ def test_a_body_that_does_not_come_is_cut_off_and_leaves_nothing(
         with pytest.raises(TooSlow, match=re.escape("stands still or trickles")):
             asyncio.run(asyncio.wait_for(cut_off, timeout=5))
     assert list(Path(storage._root, "tmp").iterdir()) == []
+
+
+@pytest.fixture
+def small_storage(tmp_path: Path, set_settings: SetSettings) -> Iterator[Path]:
+    with small_disk.mounted(tmp_path / "small", megabytes=4) as small:
+        set_settings(storage_url=f"file://{small}")
+        get_storage.cache_clear()
+        yield small
+        get_storage.cache_clear()
+
+
+@pytest.mark.fault(21)
+def test_a_full_storage_refuses_a_file_and_keeps_nothing_of_it(small_storage: Path, client: TestClient) -> None:
+    error = error_of(upload(client, ROWS * 200_000), 507)
+    assert (error["code"], error["type"]) == ("no_space", "server_error")
+    assert list((small_storage / "tmp").iterdir()) == []
+    assert client.get("/v1/files").json()["data"] == []
+    assert upload(client).status_code == 200  # what there is room for

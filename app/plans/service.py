@@ -94,15 +94,22 @@ def require_room(session: Session, project: Project, spec: JobSpec) -> None:
     Raises `InvalidRequest` with what would make it fit. What cannot be known yet is judged once the files are prepared.
     """
     known = bases.known(session, project, spec.model, ask=False)
-    here = places(session, spec.resources.gpu_memory_gb)
-    if not here or known.base is None or known.base.shape is None:
+    base, classes = known.base, _classes(session, spec.resources.gpu_memory_gb)
+    if not classes or base is None or base.shape is None:
         return
     length = spec.hyperparameters.max_length
     shortest = rows.SHORTEST_GUESS if length == "auto" or not spec.hyperparameters.packing else length
     data = Data(rows=1, tokens=shortest, longest_row=shortest, basis="estimated")
-    if all(planning.fit_of(spec, known.base, data, place).is_hopeless for place in here):
+
+    def are_hopeless(places: tuple[Hardware, ...]) -> bool:
+        return all(planning.fit_of(spec, base, data, place).is_hopeless for place in places)
+
+    if not are_hopeless(tuple(replace(one, correction=history.MOST_CORRECTED) for one in classes)):
+        return  # whatever was measured of others, which nobody has to look up while a client waits
+    here = _corrected(session, classes)
+    if are_hopeless(here):
         kept = get_settings().checkpoints_kept
-        found = refusal(planning.make(spec, known.base, data, here, {}, checkpoints_kept=kept))
+        found = refusal(planning.make(spec, base, data, here, {}, checkpoints_kept=kept))
         raise InvalidRequest(f"{found.message} {found.suggestion}", param=found.param, code="does_not_fit")
 
 
@@ -146,8 +153,16 @@ def planned(
 
 def places(session: Session, gpu_memory_gb: int | None) -> tuple[Hardware, ...]:
     """The worker classes that such a job may go to: GPUs where there are any, of the size that is asked for."""
+    return _corrected(session, _classes(session, gpu_memory_gb))
+
+
+def _corrected(session: Session, classes: tuple[Hardware, ...]) -> tuple[Hardware, ...]:
     measured = history.corrections(session)
-    found = tuple(replace(one, correction=measured.get(one.name, 1.0)) for one in recommendations.own_hardware(session))
+    return tuple(replace(one, correction=measured.get(one.name, 1.0)) for one in classes)
+
+
+def _classes(session: Session, gpu_memory_gb: int | None) -> tuple[Hardware, ...]:
+    found = recommendations.own_hardware(session)
     gpus = tuple(one for one in found if one.gigabytes is not None and one.gigabytes >= (gpu_memory_gb or 0))
     return gpus or (found if gpu_memory_gb is None else ())
 

@@ -17,7 +17,9 @@ from tests import tiny
 from tests.running import Service
 
 
-@pytest.mark.parametrize("tuning", ["full", "lora", "qlora"])
+@pytest.mark.parametrize(
+    "tuning", ["lora", *(pytest.param(name, marks=pytest.mark.long) for name in ("full", "qlora"))]
+)
 def test_a_posted_spec_becomes_a_result_in_the_registry(service: Service, tuning: str, tmp_path: Path) -> None:
     client = service.client()
     file_id = service.upload(tiny.chat_rows(40))

@@ -76,9 +76,8 @@ def another_api(service: Service, **environment: str) -> Iterator[tuple[str, psu
 
 
 @pytest.mark.fault(16, 17)
-@pytest.mark.parametrize(
-    ("place", "made"), [pytest.param("before_commit", 0, marks=pytest.mark.long), ("after_commit_before_ring", 1)]
-)
+@pytest.mark.parametrize(("place", "made"), [("before_commit", 0), ("after_commit_before_ring", 1)])
+@pytest.mark.long
 def test_an_api_that_dies_in_a_create_leaves_no_half_of_a_job(
     service: Service, rows: str, place: str, made: int
 ) -> None:

@@ -52,6 +52,7 @@ def test_a_trainer_does_its_imports_while_its_jobs_files_are_prepared(sparing: S
     assert expected(sparing) is None
 
 
+@pytest.mark.long
 def test_an_expected_trainer_goes_when_its_job_comes_to_nothing(sparing: Service) -> None:
     job_id = submit(sparing, max_length=8)
     wait_for(lambda: expected(sparing), 20)

@@ -4,6 +4,7 @@ import json
 import math
 import re
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 from app.jobs.spec import JobSpec, LoraTuning, resolved
 from app.planning.bases import Tensors
@@ -26,6 +27,18 @@ LLAMA_LAYERS = {
     "mlp": {"gate_proj": "gate", "up_proj": "up", "down_proj": "down"},
 }
 """What most families call them since Llama."""
+
+
+@dataclass(frozen=True, slots=True)
+class Retention:
+    """Which of a job's checkpoints stay in the storage: the newest so many, the best, and every n-th step's."""
+
+    newest: int
+    every: int | None
+
+    def most(self, steps: int) -> int:
+        """That a job of so many steps can have at once."""
+        return self.newest + 1 + (steps // self.every if self.every else 0)
 
 
 def adapter_bytes(spec: JobSpec, shape: ModelShape, setup: TrainingSetup, tensors: Tensors, family: str) -> int:

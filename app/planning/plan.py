@@ -8,6 +8,7 @@ from typing import Literal
 from app.jobs.methods import ReinforcementHyperparameters
 from app.jobs.spec import JobSpec, LoraTuning, resolved
 from app.planning import artifacts, fitting, guardrails, recipes
+from app.planning.artifacts import Retention
 from app.planning.bases import Base
 from app.planning.duration import SHORTEST_SHARE, Duration, Measured, Work, duration, work_of
 from app.planning.fitting import Change, setup_on
@@ -100,12 +101,11 @@ def make(
     here: Sequence[Hardware],
     measured: Mapping[str, Sequence[Measured]],
     *,
-    checkpoints_kept: int,
+    retention: Retention,
 ) -> Plan:
     """Plan for the smallest place of this service that has the room, else for its largest; without any for a GPU.
 
-    `measured`: earlier jobs by the name of the place. `checkpoints_kept`: in the storage, beside the best.
-    Raises `TypeError` for a spec that cannot be resolved.
+    `measured`: earlier jobs by the name of the place. Raises `TypeError` for a spec that cannot be resolved.
     """
     places = [*here, *COMMON]
     fits = [fit_of(spec, base, data, place) for place in places]
@@ -140,7 +140,7 @@ def make(
         checkpoint=artifacts.checkpoint_bytes(base.known_shape, setup),
         result=result,
         worker_disk=artifacts.scratch_bytes(base.known_shape, setup, result),
-        stored=artifacts.stored_bytes(numbers, base.known_shape, setup, result, min(published, checkpoints_kept + 1)),
+        stored=artifacts.stored_bytes(numbers, base.known_shape, setup, result, min(published, retention.most(steps))),
         changes=changed,
         warnings=guardrails.warnings(spec, facts),
     )

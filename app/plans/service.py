@@ -15,6 +15,7 @@ from app.jobs.prepared import Prepared
 from app.jobs.spec import JobRequest, JobSpec
 from app.planning import plan as planning
 from app.planning import recipes
+from app.planning.artifacts import Retention
 from app.planning.bases import Base
 from app.planning.guardrails import Guardrail
 from app.planning.hardware import GIB, Hardware
@@ -108,8 +109,7 @@ def require_room(session: Session, project: Project, spec: JobSpec) -> None:
         return  # whatever was measured of others, which nobody has to look up while a client waits
     here = _corrected(session, classes)
     if are_hopeless(here):
-        kept = get_settings().checkpoints_kept
-        found = refusal(planning.make(spec, base, data, here, {}, checkpoints_kept=kept))
+        found = refusal(planning.make(spec, base, data, here, {}, retention=_retention()))
         raise InvalidRequest(f"{found.message} {found.suggestion}", param=found.param, code="does_not_fit")
 
 
@@ -146,9 +146,13 @@ def planned(
     said: list[Guardrail],
 ) -> Planned:
     """The plan with its words."""
-    kept = get_settings().checkpoints_kept
-    made = planning.make(spec, base, data, here, history.measured(session), checkpoints_kept=kept)
+    made = planning.make(spec, base, data, here, history.measured(session), retention=_retention())
     return Planned(made, data, [*said, *made.warnings], reasons(spec, made.resolved, made.facts), config)
+
+
+def _retention() -> Retention:
+    settings = get_settings()
+    return Retention(settings.checkpoints_kept, settings.checkpoints_kept_every)
 
 
 def places(session: Session, gpu_memory_gb: int | None) -> tuple[Hardware, ...]:

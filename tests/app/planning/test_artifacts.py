@@ -32,3 +32,8 @@ def test_steps_are_saved_at_ends_and_at_what_may_be_the_best(
     given: dict[str, Any], steps: int, evaluates: bool, saved: int
 ) -> None:
     assert artifacts.checkpoints(spec(**given), steps, evaluates=evaluates) == saved
+
+
+def test_no_more_are_counted_than_are_kept() -> None:
+    assert artifacts.Retention(newest=10, every=None).most(1000) == 11
+    assert artifacts.Retention(newest=10, every=100).most(1000) == 21

@@ -48,7 +48,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=secrets.randbelow(10**6))
-    parser.add_argument("--every", type=float, default=6.0, help="seconds between two kills, on average")
+    parser.add_argument("--every", type=float, default=5.0, help="seconds between two kills, on average")
     parser.add_argument("--minutes", type=float, default=36.0, help="after which nobody is killed any more")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.WARNING)

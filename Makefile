@@ -27,7 +27,7 @@ test: setup
 
 # With what installs more than `make setup` does, the stock clients in their versions, and with what takes longer.
 test-all: setup
-	$(BIN)/pytest
+	$(BIN)/pytest --schema-examples 8
 
 # The table of faults: who dies, who lies, and what came of it. A wrong clock needs libfaketime, and a compiler for it.
 faults: setup

@@ -38,7 +38,7 @@ LOCAL = ("127.0.0.1", "::1", "localhost")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """How long to look for requests that the server answers wrongly."""
-    parser.addoption("--schema-examples", type=int, default=4, help="generated requests an operation")
+    parser.addoption("--schema-examples", type=int, default=2, help="generated requests an operation")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -316,6 +316,7 @@ def configured(client: list[str], password: str) -> subprocess.CompletedProcess[
     )
 
 
+@pytest.mark.long
 def test_the_commands_work_in_the_order_of_the_compose_file(session: Session, tmp_path: Path) -> None:
     port = str(free_port())
     environment = {**os.environ, "FINETUNED_HOME": str(tmp_path), "FINETUNED_STANDBY": "0"}

@@ -147,6 +147,7 @@ def test_all_that_waits_runs_although_the_broker_was_emptied(service: Service, r
 
 
 @pytest.mark.fault(14)
+@pytest.mark.long
 def test_a_ring_that_is_delivered_eight_times_starts_one_attempt(service: Service, rows: str) -> None:
     celery = Celery(broker=f"redis+socket://{service.home}/run/valkey.sock")
     job = submit(service, rows)

@@ -166,6 +166,7 @@ def test_a_running_job_is_cancelled_within_one_step(service: Service, rows: str)
 
 
 @pytest.mark.fault(27)
+@pytest.mark.long
 def test_a_succeeded_job_cannot_be_cancelled(service: Service, rows: str) -> None:
     """Case 27."""
     job_id = submit(service, rows, max_steps=1)
@@ -178,6 +179,7 @@ def test_a_succeeded_job_cannot_be_cancelled(service: Service, rows: str) -> Non
 
 
 @pytest.mark.fault(31)
+@pytest.mark.long
 def test_a_worker_told_to_end_hands_its_job_on_with_no_step_lost(service: Service, rows: str) -> None:
     """Case 31: a rolling restart."""
     worker = worker_of(service)

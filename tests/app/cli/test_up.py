@@ -206,6 +206,7 @@ def test_a_part_that_hangs_does_not_keep_it_from_ending_within_20_s(own_home: Pa
         assert left(family) == []
 
 
+@pytest.mark.long
 def test_a_second_ctrl_c_kills_at_once(own_home: Path) -> None:
     with up_to_its_end(own_home) as service:
         family = descendants(service)
@@ -253,6 +254,7 @@ def test_a_kill_of_up_or_of_everything_loses_no_key_job_or_model(own_home: Path)
             assert model in [entry["id"] for entry in third.get("/v1/models")["data"]]
 
 
+@pytest.mark.long
 def test_leftovers_of_an_earlier_up_are_waited_for(own_home: Path) -> None:
     log = own_home / "logs" / "postgres.log"
     with (own_home / "children.lock").open() as leftover:

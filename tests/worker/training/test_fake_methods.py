@@ -49,7 +49,7 @@ class Case:
 LOSSES = ("hinge", "ipo", "robust", "apo_zero", "sigmoid_norm")
 TUNINGS = ("full", "lora", "qlora")
 BRIEF = {"num_generations": 4, "batch_size": 1, "per_device_train_batch_size": 4, "max_completion_length": 48}
-QUICK = [Case("dpo", "full", "bf16"), Case("orpo", "lora", "bf16")]
+QUICK = [Case("dpo", "full", "bf16")]
 LONG = [
     *(Case("dpo", tuning, "bf16") for tuning in TUNINGS[1:]),
     *(Case("dpo", tuning, "fp32", {}, CHECKPOINTING) for tuning in TUNINGS),
@@ -59,7 +59,7 @@ LONG = [
     Case("dpo", "lora", "bf16", {"lora_dropout": 0.1}),
     *(Case(method, tuning, "bf16") for method in ("kto", "simpo", "reward") for tuning in TUNINGS),
     *(Case(method, "full", "fp32", {}, CHECKPOINTING) for method in ("kto", "orpo", "simpo", "reward")),
-    *(Case("orpo", tuning, "bf16") for tuning in ("full", "qlora")),
+    *(Case("orpo", tuning, "bf16") for tuning in TUNINGS),
     *(Case("reinforcement", tuning, "bf16", {}, {**BRIEF, "beta": 0.1}) for tuning in TUNINGS),
     Case("reinforcement", "full", "fp32", {}, {**BRIEF, "beta": 0.0}),
     Case("reinforcement", "lora", "fp32", {}, {**BRIEF, "num_generations": 64}),

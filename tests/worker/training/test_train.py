@@ -199,7 +199,9 @@ def test_a_cancel_reaches_into_an_evaluation(make_job: Any, run: Any) -> None:
     assert not [message for message in said if isinstance(message, messages.Checkpoint | messages.Eval)]
 
 
-@pytest.mark.parametrize(("number", "saves"), [(signal.SIGTERM, True), (signal.SIGINT, False)])
+@pytest.mark.parametrize(
+    ("number", "saves"), [(signal.SIGTERM, True), pytest.param(signal.SIGINT, False, marks=pytest.mark.long)]
+)
 def test_a_signal_ends_a_standby_that_trains(make_job: Any, standby: Any, number: signal.Signals, saves: bool) -> None:
     trainer = standby()
     work_dir = make_job("lora", n_epochs=50)

@@ -1,6 +1,6 @@
 """A fine-tune as a plain TRL script would do it, with nothing of the service: what the trainer is held against.
 
-`python benchmarks/bare_trl.py BASE ROWS.jsonl JOB.json OUT [--dtype bfloat16]`: rows as TRL takes them for the
+`python -m benchmarks.bare_trl BASE ROWS.jsonl JOB.json OUT [--dtype bfloat16]`: rows as TRL takes them for the
 method, the numbers of a resolved job.json. Prints a JSON line for each step, and one for each phase.
 """
 

@@ -198,13 +198,12 @@ def by_hand(work_dir: Path, base: Path) -> Run:
 
 
 def bare(work_dir: Path, base: Path, dtype: str) -> Run:
-    """`python bare_trl.py`, as a user would start it."""
-    script = ROOT / "benchmarks" / "bare_trl.py"
+    """A script, as a user would start it."""
     inputs = [str(base), str(work_dir / "training_file"), str(work_dir / "job.json"), str(work_dir / "bare")]
     began, began_at = time.perf_counter(), time.time()
     at: dict[str, float] = {}
     losses = []
-    for line in lines_of([sys.executable, str(script), *inputs, "--dtype", dtype], dict(os.environ)):
+    for line in lines_of([sys.executable, "-m", "benchmarks.bare_trl", *inputs, "--dtype", dtype], dict(os.environ)):
         if "loss" in line:
             at.setdefault("step", line["at"])
             losses.append(line["loss"])

@@ -111,7 +111,7 @@ def ours(work_dir: Path, base: Path) -> Run:
 def bare(work_dir: Path, base: Path) -> Run:
     """The script beside this one, with TRL's defaults."""
     with tempfile.TemporaryDirectory() as out:
-        script = [sys.executable, str(ROOT / "benchmarks" / "bare_trl.py"), "--defaults"]
+        script = [sys.executable, "-m", "benchmarks.bare_trl", "--defaults"]
         lines, peak = run([*script, str(base), str(work_dir / "training_file"), str(work_dir / "job.json"), out], {})
     times = [line["at"] for line in lines if line.get("phase") == "loaded" or "loss" in line]
     losses = [line["loss"] for line in lines if "loss" in line]

@@ -9,6 +9,7 @@ from tests.running import Service
 ASSUMED = {"training_file": None, "assume": {"rows": 50, "tokens": 2000, "longest": 60}}
 
 
+@pytest.mark.long
 def test_a_hub_model_is_planned_for_and_trained_at_the_commit_it_has_now(service: Service) -> None:
     client = service.client()
     plan = client.post("/fine_tuning/plans", body={"model": "acme/tiny", **ASSUMED}, cast_to=object)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -42,6 +43,7 @@ def said(service: Service) -> list[dict[str, Any]]:
     ]
 
 
+@pytest.mark.long
 def test_a_job_is_seen_in_figures_lines_and_a_trace(service: Service, collector: Receiver) -> None:
     key = "finetuned_attempts_total train succeeded cpu"
     before = figures(service)

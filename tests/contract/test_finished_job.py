@@ -125,6 +125,7 @@ def test_the_result_file_is_a_file_and_plain_csv_under_openais_header(http: http
     assert [bool(row["valid_loss"]) for row in rows] == [False, True]
 
 
+@pytest.mark.long
 def test_a_stock_client_trains_on_what_a_grader_says(service: Service) -> None:
     """From its file to its registry row, with OpenAI's names for all of it."""
     client = service.client()

@@ -176,6 +176,7 @@ def test_a_forged_ring_does_nothing(service: Service) -> None:
 
 
 @pytest.mark.fault(18)
+@pytest.mark.long
 def test_training_goes_on_while_postgres_restarts(service: Service, rows: str) -> None:
     job = submit(service, rows, max_steps=60, per_device_train_batch_size=1)
     wait_for(lambda: service.steps(job), 60, every=0.2)

@@ -201,7 +201,8 @@ def test_a_worker_told_to_end_hands_its_job_on_with_no_step_lost(service: Servic
 
 
 @pytest.mark.fault(23)
-@pytest.mark.parametrize("place", ["after_manifest", pytest.param("before_success", marks=pytest.mark.long)])
+@pytest.mark.parametrize("place", ["after_manifest", "before_success"])
+@pytest.mark.long
 def test_a_published_result_is_registered_by_the_next_worker_and_not_trained_again(
     service: Service, rows: str, place: str
 ) -> None:

@@ -35,6 +35,7 @@ def status_of(service: Service, job_id: str) -> str:
     return service.client().fine_tuning.jobs.retrieve(job_id).status
 
 
+@pytest.mark.long
 def test_a_trainer_does_its_imports_while_its_jobs_files_are_prepared(sparing: Service) -> None:
     assert expected(sparing) is None
     job_id = submit(sparing, max_length="auto")

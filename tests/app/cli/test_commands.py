@@ -169,6 +169,7 @@ def test_a_watched_job_is_not_lost_with_its_connection(service: Service, tmp_pat
     assert (job["id"], job["status"]) == (job_id, "succeeded")
 
 
+@pytest.mark.long
 def test_ctrl_c_leaves_the_job_and_says_how_to_come_back(service: Service, tmp_path: Path) -> None:
     watching = start(service, "submit", str(write_spec(tmp_path, **LONG)), "--watch")
     assert watching.stdout is not None
@@ -190,6 +191,7 @@ def test_ctrl_c_leaves_the_job_and_says_how_to_come_back(service: Service, tmp_p
     assert f"{job_id} is cancelled" in err
 
 
+@pytest.mark.long
 def test_a_log_is_followed_to_its_end(service: Service, tmp_path: Path) -> None:
     job_id = finetuned(service, "submit", str(write_spec(tmp_path, max_steps=2)))[0].splitlines()[0]
     followed, _ = finetuned(service, "logs", job_id, "-f")
@@ -197,6 +199,7 @@ def test_a_log_is_followed_to_its_end(service: Service, tmp_path: Path) -> None:
     assert finetuned(service, "logs", job_id)[0] == followed
 
 
+@pytest.mark.long
 def test_on_a_terminal_there_is_a_bar(service: Service, tmp_path: Path) -> None:
     ours, theirs = pty.openpty()
     process = start(service, "submit", str(write_spec(tmp_path, max_steps=3)), "-w", stdout=theirs, stderr=theirs)

@@ -313,6 +313,7 @@ def test_a_signal_while_it_starts_ends_it_too(own_home: Path) -> None:
     assert children_lock_is_free(own_home)
 
 
+@pytest.mark.long
 def test_a_part_that_never_comes_up_is_told_with_its_last_words(own_home: Path) -> None:
     with subprocess.Popen(
         [*FINETUNED, "up", "--home", str(own_home), "--port", "0"],

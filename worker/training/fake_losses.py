@@ -134,7 +134,8 @@ def _trainer(base: PreTrainedModel, spec: JobSpec, machine: Device, folder: Path
         "eval_dataset": None,
         "peft_config": fake_model.adapter_config(base, spec, tuning) if tuning is not None else None,
     }
-    if tuning is not None and (tuning.init_lora_weights is not True or (goes_on and setups.has_reference(spec))):
+    is_copied = setups.copies_adapter(spec, goes_on=goes_on)
+    if tuning is not None and (tuning.init_lora_weights is not True or is_copied):
         given |= {"model": fake_model.adapted(base, spec), "peft_config": None}
     with torch.device("meta"):
         trainer: Trainer = trainers.of_method(spec, _on_cpu(machine), folder, given)

@@ -18,7 +18,7 @@ from app.jobs.models import Job
 from app.jobs.space import lack_of
 from app.jobs.status import JobStatus
 from app.queue import PREPARE
-from app.reads import Reads, question
+from app.reads import ONE_PLAN, Reads, question
 from app.settings import get_settings
 from app.work.service import HEARD_WITHIN
 
@@ -153,8 +153,7 @@ SELECT jsonb_build_object(
 ) AS found
 """)  # noqa: S608  numbers from above
 _QUESTION = question(_LOOK)
-_ONE_PLAN = text("SET LOCAL plan_cache_mode = force_generic_plan")
-"""As `Reads` have it: to plan each time takes thrice as long as the answer."""
+_ONE_PLAN = text(f"SET LOCAL {ONE_PLAN}")
 
 
 class _Turn(NamedTuple):

@@ -1,6 +1,7 @@
 """The database of this process's tests, away for a while."""
 
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import psycopg
@@ -27,3 +28,16 @@ def database_away() -> Iterator[None]:
         finally:
             server.execute(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS true')
             get_engine().dispose()
+
+
+@contextmanager
+def waited_for(leave: Callable[[], object]) -> Iterator[None]:
+    """The database goes away before the body, and `leave`, called after it, ends once the database is back."""
+    end = threading.Thread(target=leave)
+    with database_away():
+        yield
+        end.start()
+        end.join(timeout=2)
+        assert end.is_alive()
+    end.join(timeout=20)
+    assert not end.is_alive()

@@ -21,7 +21,7 @@ from app.registry import service as registry
 from app.registry.manifest import TrainingReport
 from app.settings import get_settings
 from app.storage import Storage
-from tests.away import database_away
+from tests.away import waited_for
 from tests.conftest import SetSettings
 from tests.factories import make_file, make_manifest, make_queued_job, take
 from tests.running import wait_for
@@ -81,14 +81,8 @@ def test_the_last_checkpoint_of_a_job_waits_for_a_database_that_is_away(
     publisher = CheckpointPublisher(tmp_path, storage, origin)
     publisher.__enter__()
     publisher.is_last_chance = True
-    with database_away():
+    with waited_for(publisher.__exit__):
         folder = offer(5)
-        end = threading.Thread(target=publisher.__exit__)
-        end.start()
-        end.join(timeout=2)
-        assert end.is_alive()
-    end.join(timeout=20)
-    assert not end.is_alive()
     assert entered(session) == [5]
     assert not folder.exists()
 

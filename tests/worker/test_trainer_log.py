@@ -1,6 +1,5 @@
 """A trainer's log in the database: whole lines, bounded, an attempt's own."""
 
-import threading
 from pathlib import Path
 
 from sqlalchemy import select
@@ -9,7 +8,7 @@ from sqlalchemy.orm import Session
 from app.auth import Project
 from app.jobs import lifecycle, logs
 from app.jobs.models import JobLog
-from tests.away import database_away
+from tests.away import waited_for
 from tests.factories import make_queued_job, take
 from worker import trainer_log
 from worker.trainer_log import LogShipper, as_shown
@@ -74,13 +73,7 @@ def test_the_end_of_a_log_waits_for_a_database_that_is_away(session: Session, pr
         claim = take(session)
     session.close()
     shipper = LogShipper(claim, tmp_path / "trainer.log").__enter__()
-    with database_away():
+    with waited_for(shipper.__exit__):
         (tmp_path / "trainer.log").write_text("Out of memory\n")
-        end = threading.Thread(target=shipper.__exit__)
-        end.start()
-        end.join(timeout=2)
-        assert end.is_alive()
-    end.join(timeout=20)
-    assert not end.is_alive()
     with session.begin():
         assert logs.last_lines(session, claim) == ["Out of memory"]

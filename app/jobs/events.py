@@ -6,7 +6,7 @@ has seen one has seen all before it.
 
 from typing import Any, Literal
 
-from sqlalchemy import CTE, Select, bindparam, func, insert, select
+from sqlalchemy import CTE, ColumnElement, Select, bindparam, func, insert, select
 from sqlalchemy.orm import Session
 
 from app.db import new_id
@@ -26,13 +26,13 @@ def _announcing(jobs: CTE) -> Select[Any]:
     return select(func.pg_notify(CHANNEL, jobs.c.id))
 
 
-def telling(jobs: CTE) -> Select[Any]:
+def telling(jobs: CTE, **columns: ColumnElement[Any]) -> Select[Any]:
     """A statement that adds an entry, which `entry` makes, to the history of each job whose `id` the CTE returns.
 
-    The CTE takes those rows: an entry is numbered only once it has been read.
+    The CTE takes those rows: an entry is numbered only once it has been read. `columns`: other than the entry's.
     """
-    values = (bindparam(f"entry_{name}", type_=JobEvent.__table__.c[name].type) for name in _COLUMNS)
-    made = insert(JobEvent).from_select(["job_id", *_COLUMNS], select(jobs.c.id, *values))
+    bound = {name: bindparam(f"entry_{name}", type_=JobEvent.__table__.c[name].type) for name in _COLUMNS}
+    made = insert(JobEvent).from_select(["job_id", *_COLUMNS], select(jobs.c.id, *(bound | columns).values()))
     return _announcing(jobs).add_cte(made.returning(JobEvent.seq).cte("told"))
 
 

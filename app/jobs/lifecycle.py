@@ -9,7 +9,7 @@ from dataclasses import asdict
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import bindparam, func, select, update
+from sqlalchemy import CTE, ColumnElement, Text, bindparam, case, func, or_, select, update
 from sqlalchemy.orm import Session
 
 from app.db import new_id
@@ -30,6 +30,7 @@ from app.work import service as work_service
 from app.work.lifecycle import Claim, Who
 from app.work.models import Work
 from app.work.status import Desired, WorkKind
+from app.work.turns import taking
 
 log = logging.getLogger(__name__)
 
@@ -61,19 +62,37 @@ def claim(session: Session, queue: str, *, who: Who, lease: timedelta, free: int
     stand before all others for ever.
     """
     most = get_settings().max_running_per_project if queue != PREPARE else None
-    claimed = work.claim(session, queue, who=who, lease=lease, most=most, free=free)
-    if claimed is not None and claimed.kind is WorkKind.TRAIN:
-        try:
-            _start(session, claimed, who)
-        except IllegalMove as error:
-            log.error("work %d waited without reason: %s", claimed.work_id, error)  # noqa: TRY400  no trace is needed
-            if session.get_one(Job, claimed.subject).status == JobStatus.PAUSED:
-                work.requeue(session, claimed, outcome="paused")
-                work.pause(session, claimed.subject, WorkKind.TRAIN)
-            else:
-                work.stop(session, claimed)
-            return claim(session, queue, who=who, lease=lease, free=free)
+    told = events.entry(f"Fine-tuning job started on {who.host}")
+    claimed = work.claim(session, queue, who=who, lease=lease, most=most, free=free, take=_TAKE, **told)
+    if claimed is not None and not claimed.moved:
+        log.error("work %d waited without reason: job %s has moved on", claimed.work_id, claimed.subject)
+        if session.get_one(Job, claimed.subject).status == JobStatus.PAUSED:
+            work.requeue(session, claimed, outcome="paused")
+            work.pause(session, claimed.subject, WorkKind.TRAIN)
+        else:
+            work.stop(session, claimed)
+        return claim(session, queue, who=who, lease=lease, free=free)
     return claimed
+
+
+def _start(taken: CTE) -> ColumnElement[bool]:
+    """Queued → running with the claim, in its statement: claims are what many workers wait for."""
+    started = (
+        update(Job)
+        .where(Job.id == taken.c.subject, taken.c.kind == WorkKind.TRAIN, Job.status.in_(sources(JobStatus.RUNNING)))
+        .values(
+            status=JobStatus.RUNNING, started_at=func.coalesce(Job.started_at, func.now()), paused_by=None, lack=None
+        )
+        .returning(Job.id, taken.c.attempt)
+        .cte("started")
+    )
+    again = case((started.c.attempt > 1, func.concat(" (attempt ", started.c.attempt, ")")), else_="")
+    message = bindparam("entry_message", type_=Text) + again
+    told = events.telling(started, message=message).scalar_subquery()
+    return or_(taken.c.kind != WorkKind.TRAIN, told.is_not(None))
+
+
+_TAKE = taking(_start)
 
 
 def queue_training(
@@ -339,26 +358,6 @@ def _wish_for(session: Session, holder: Claim) -> Desired:
     """What is wished of an attempt, and stays so until this transaction ends."""
     held = session.get(Work, holder.work_id, with_for_update=True, populate_existing=True)
     return Desired(held.desired) if held is not None and held.attempt == holder.attempt else Desired.RUN
-
-
-def _start(session: Session, claimed: Claim, who: Who) -> None:
-    """Queued → running, in one statement with its entry: claims are what many workers wait for.
-
-    Raises `IllegalMove` for a job that has moved on.
-    """
-    again = f" (attempt {claimed.attempt})" if claimed.attempt > 1 else ""
-    told = events.entry(f"Fine-tuning job started on {who.host}{again}")
-    if session.execute(_START, {"job": claimed.subject, **told}).one_or_none() is None:
-        raise IllegalMove(f"Job {claimed.subject} has moved on.")
-
-
-_START = events.telling(
-    update(Job)
-    .where(Job.id == bindparam("job"), Job.status.in_(sources(JobStatus.RUNNING)))
-    .values(status=JobStatus.RUNNING, started_at=func.coalesce(Job.started_at, func.now()), paused_by=None, lack=None)
-    .returning(Job.id)
-    .cte("started")
-)
 
 
 def _move(session: Session, job_id: str, target: JobStatus, **values: Any) -> Job:

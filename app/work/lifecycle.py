@@ -13,12 +13,13 @@ from sqlalchemy import ColumnElement, func, select, update
 from sqlalchemy.orm import Session
 
 from app.errors import IllegalMove
-from app.work import turns
 from app.work.models import Attempt, Work
 from app.work.status import Desired, WorkKind, WorkStatus, sources
+from app.work.turns import Take, taking
 
 CLAIMS_LOCK = 0x636C6169
 UNBOUNDED = 2**62
+TAKE = taking()
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +31,8 @@ class Claim:
     subject: str
     attempt: int
     failed_attempts: int
+    moved: bool = True
+    """Whether its subject moved with it."""
 
     @property
     def is_of_job(self) -> bool:
@@ -55,29 +58,38 @@ class Who:
 
 
 def claim(
-    session: Session, queue: str, *, who: Who, lease: timedelta, most: int | None = None, free: int | None = None
+    session: Session,
+    queue: str,
+    *,
+    who: Who,
+    lease: timedelta,
+    most: int | None = None,
+    free: int | None = None,
+    take: Take = TAKE,
+    **values: Any,
 ) -> Claim | None:
     """Take the first work of a queue, or None; see `turns`. Two claimers never get the same row.
 
     `most`: pieces of training that a project may have running at once, in all queues together. `free`: bytes of the
-    claimer's disk, which pass over work that needs more; None: whatever it needs.
+    claimer's disk, which pass over work that needs more; None: whatever it needs. `take`: the statement, which takes
+    the `values` too.
     """
-    values = {
-        "queue": queue,
+    values |= {
+        "of_queue": queue,
         "lease": lease,
         "free": UNBOUNDED if free is None else free,
-        "worker_id": who.worker_id,
-        "host": who.host,
-        "device": who.device,
+        "by_worker_id": who.worker_id,
+        "by_host": who.host,
+        "by_device": who.device,
     }
     if most is None:
-        row = session.execute(turns.TAKE, values).one_or_none()
+        row = session.execute(take.any, values).one_or_none()
     else:
         session.execute(select(func.pg_advisory_xact_lock(CLAIMS_LOCK)))  # what is counted holds until the commit
-        row = session.execute(turns.TAKE_BELOW_LIMIT, {**values, "most": most}).one_or_none()
+        row = session.execute(take.below_limit, {**values, "most": most}).one_or_none()
     if row is None:
         return None
-    return Claim(row.id, WorkKind(row.kind), row.subject, row.attempt, row.failed_attempts)
+    return Claim(row.id, WorkKind(row.kind), row.subject, row.attempt, row.failed_attempts, row.moved)
 
 
 def prolong(session: Session, holder: Claim, *, lease: timedelta) -> Desired:

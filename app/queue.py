@@ -20,6 +20,8 @@ RUN = "finetuned.run"
 """The one task: do the work of a queue."""
 PREPARE = "prepare"
 """The queue of work that needs no training slot; every other queue is a worker class."""
+CPU = "cpu"
+"""The class of workers without a GPU."""
 
 
 @lru_cache

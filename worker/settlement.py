@@ -23,6 +23,7 @@ from app.planning.guardrails import Guardrail
 from app.planning.plan import Plan
 from app.plans import service as plans
 from app.plans import stored
+from app.queue import CPU
 from app.registry import manifest as manifests
 from app.registry import service as registry
 from app.registry.manifest import Manifest
@@ -32,7 +33,6 @@ from app.storage import Blob, Damaged, get_storage
 from app.work import lifecycle as work
 from app.work import service as work_service
 from app.work.lifecycle import Claim
-from app.work.service import CPU
 from app.work.status import WorkKind
 from worker import moves, room, tracing
 from worker.outcomes import (

@@ -21,11 +21,11 @@ from app.jobs.spec import JobRequest
 from app.pages import Page, page_of
 from app.planning import fitting
 from app.planning.hardware import GIB
+from app.plans import classes
 from app.plans import service as plans
 from app.reads import Reads, question
 from app.registry.models import RegisteredModel
 from app.work import lifecycle as work
-from app.work import service as work_service
 from app.work.lifecycle import Claim
 from app.work.models import Work
 from app.work.status import Desired, WorkKind, WorkStatus
@@ -67,10 +67,10 @@ def submit(session: Session, project: Project, request: JobRequest, repeat: Repe
     digest = hashlib.sha256(request.model_dump_json().encode()).hexdigest()
     if (made := _made_before(session, project, digest, repeat)) is not None:
         return made
-    queue = work_service.choose_queue(session, gpu_memory_gb=request.resources.gpu_memory_gb)
-    spec, chosen = tunings.decided(session, project, request, queue=queue)
+    known_classes, wanted = classes.known(session), request.resources.gpu_memory_gb
+    spec, chosen = tunings.decided(session, project, request, known_classes)
     spec = parents.require_model(session, project, spec)
-    plans.require_room(session, project, spec)
+    plans.require_room(session, project, spec, classes.open_to(known_classes, wanted))
     files.require_trainable(session, project, spec.training_file, param="training_file")
     if spec.validation_file is not None:
         files.require_trainable(session, project, spec.validation_file, param="validation_file")
@@ -82,7 +82,7 @@ def submit(session: Session, project: Project, request: JobRequest, repeat: Repe
         spec=spec.model_dump(mode="json"),
         request_sha256=digest,
         idempotency_key=repeat.key,
-        queue=queue,
+        queue=classes.queue_for(known_classes, wanted),
     )
     lifecycle.submit(session, job, warnings=chosen)
     return job

@@ -8,7 +8,8 @@ from app.jobs.spec import JobRequest, JobSpec
 from app.planning.guardrails import Guardrail
 from app.planning.recommendation import recommend
 from app.planning.situations import Goal, Situation
-from app.plans import bases, recommendations
+from app.plans import bases, classes, recommendations
+from app.plans.classes import Classes
 
 GOALS: dict[Method, Goal] = {
     "supervised": "task",
@@ -24,7 +25,12 @@ GOALS: dict[Method, Goal] = {
 
 
 def decided(
-    session: Session, project: Project, request: JobRequest, *, queue: str, data: recommendations.Data | None = None
+    session: Session,
+    project: Project,
+    request: JobRequest,
+    known_classes: Classes,
+    *,
+    data: recommendations.Data | None = None,
 ) -> tuple[JobSpec, list[Guardrail]]:
     """The request with its tuning chosen, and what to say of the choice; as it is, where there was none to make.
 
@@ -46,7 +52,7 @@ def decided(
             longest_row=data.longest_row,
             rows_are=data.rows_are,
             base=model.base,
-            hardware=recommendations.hardware_of_queue(session, queue),
+            hardware=classes.of_queue(known_classes, classes.queue_for(known_classes, request.resources.gpu_memory_gb)),
             method=request.method.type,
         )
     )

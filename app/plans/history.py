@@ -13,8 +13,8 @@ from app.jobs.spec import JobSpec
 from app.planning.duration import Measured, Work
 from app.planning.hardware import GIB
 from app.planning.plan import work_of_job
+from app.queue import CPU
 from app.registry.models import RegisteredModel
-from app.work.service import CPU
 
 Basis = Literal["formula", "dry_run"]
 LATEST = 200

@@ -6,7 +6,7 @@ from app.errors import InvalidRequest
 from app.http import CallerDep, SessionDep
 from app.planning.recommendation import recommend
 from app.planning.situations import Situation
-from app.plans import bases, recommendations
+from app.plans import bases, classes, recommendations
 from app.plans.recommendation_schemas import RecommendationAsked, RecommendationRead
 
 router = APIRouter(prefix="/v1/fine_tuning/recommendations", tags=["planning"])
@@ -26,7 +26,7 @@ def recommend_training(asked: RecommendationAsked, caller: CallerDep, session: S
         named = asked.training_file
         data = recommendations.of_file(session, caller, named, model) if named is not None else asked.data
         given = asked.gpu_memory_gb
-        hardware = recommendations.own_hardware(session) if given is None else recommendations.hardware_of(given)
+        hardware = classes.known(session) if given is None else classes.of_sizes(given)
     situation = Situation(
         goal=asked.goal,
         priority=asked.priority,

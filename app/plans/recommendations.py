@@ -1,4 +1,4 @@
-"""What is known here of the model, the rows and the hardware, gathered for a recommendation."""
+"""What is known here of the rows, gathered for a recommendation."""
 
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -13,19 +13,14 @@ from app.files.formats import CHATS, PAIRS, TAKES
 from app.files.models import File
 from app.files.rows import ChatRow
 from app.files.shapes import Shape
-from app.planning.hardware import GIB, GPUS, ON_GPU, Hardware
-from app.planning.setups import Device
 from app.planning.situations import Rows
 from app.plans.bases import Known
 from app.reports import service as reports
 from app.storage import Damaged, get_storage
-from app.work import service as work_service
 
 BYTES_A_TOKEN = 4
 """Of English some 4 characters; what is not learnt, as names of fields and prompts, is counted too, so that a file has
 hardly more tokens to learn than this says."""
-ON_CPU = Device("cpu", "fp32")
-"""The more memory of the two ways in which a trainer may compute there."""
 
 Basis = Literal["given", "report", "estimate"]
 
@@ -52,34 +47,6 @@ def of_file(session: Session, project: Project, file_id: str, model: Known) -> D
         if report is not None and report.training.lengths is not None:
             return Data(file.rows, report.training.trained_tokens, report.training.lengths.max, look.rows_are, "report")
     return Data(file.rows, file.bytes // BYTES_A_TOKEN if look.is_plain else None, None, look.rows_are, "estimate")
-
-
-def hardware_of(gpu_memory_gb: list[int]) -> tuple[Hardware, ...]:
-    """GPUs by the GB they are sold with."""
-    return tuple(
-        Hardware(f"{size} GB", ON_GPU, GPUS[f"{size} GB"] * GIB if f"{size} GB" in GPUS else size * 1e9)
-        for size in sorted(set(gpu_memory_gb))
-    )
-
-
-def own_hardware(session: Session) -> tuple[Hardware, ...]:
-    """The classes of workers that this service has heard of within a day."""
-    return tuple(
-        Hardware(
-            queue,
-            ON_CPU if device["kind"] == "cpu" else ON_GPU,
-            float(device["memory_bytes"]),
-            int(size) if (size := queue.removeprefix("gpu-")).isdigit() else None,
-            is_here=True,
-        )
-        for queue, device in work_service.devices(session).items()
-    )
-
-
-def hardware_of_queue(session: Session, queue: str) -> tuple[Hardware, ...]:
-    """What a worker of that class has; of a class that nobody has heard of, what its name says."""
-    known = tuple(one for one in own_hardware(session) if one.name == queue)
-    return known or hardware_of([int(size) for size in [queue.removeprefix("gpu-")] if size.isdigit()])
 
 
 class _Look(NamedTuple):

@@ -22,12 +22,12 @@ from app.planning.hardware import GIB, Hardware
 from app.planning.plan import Data, Plan
 from app.planning.reasons import Reason, reasons
 from app.planning.shapes import NotPlannable
-from app.plans import bases, history, recommendations, rows
+from app.plans import bases, classes, history, recommendations, rows
+from app.plans.classes import Classes
 from app.plans.spec import PlanSpec
 from app.registry import names
 from app.reports import service as reports
 from app.settings import get_settings
-from app.work import service as work_service
 
 NOT_COUNTED = Guardrail(
     "tokens_estimated",
@@ -62,12 +62,12 @@ def of_request(session: Session, project: Project, request: PlanSpec) -> Planned
     known = bases.known(session, project, request.model)
     base = require_shape(known.base, request.model)
     wanted = request.resources.gpu_memory_gb
-    here = places(session, wanted)
-    queue = work_service.choose_queue(session, gpu_memory_gb=wanted)
+    known_classes = classes.known(session)
+    here = _corrected(session, classes.open_to(known_classes, wanted))
     assumed = None
     if request.assume is not None:
         assumed = recommendations.Data(request.assume.rows, request.assume.tokens, request.assume.longest)
-    spec, said = tunings.decided(session, project, _as_job(request), queue=queue, data=assumed)
+    spec, said = tunings.decided(session, project, _as_job(request), known_classes, data=assumed)
     if names.is_registered(spec.model):
         spec = parents.require_model(session, project, spec)
     data = _data(session, project, request, spec, base, known.tokenizer_sha256)
@@ -85,18 +85,18 @@ def of_job(session: Session, project: Project, spec: JobSpec, prepared: Prepared
         return None
     if known.base is None or known.base.shape is None:
         return None
-    here = places(session, spec.resources.gpu_memory_gb)
+    here = _corrected(session, classes.open_to(classes.known(session), spec.resources.gpu_memory_gb))
     return planned(spec, known.base, known.config or {}, rows.prepared(prepared), here, session, [])
 
 
-def require_room(session: Session, project: Project, spec: JobSpec) -> None:
-    """Refuse a job that no worker class of this service could train, however short its rows were.
+def require_room(session: Session, project: Project, spec: JobSpec, here: Classes) -> None:
+    """Refuse a job that none of the worker classes it may go to could train, however short its rows were.
 
     Raises `InvalidRequest` with what would make it fit. What cannot be known yet is judged once the files are prepared.
     """
     known = bases.known(session, project, spec.model, ask=False)
-    base, classes = known.base, _classes(session, spec.resources.gpu_memory_gb)
-    if not classes or base is None or base.shape is None:
+    base = known.base
+    if not here or base is None or base.shape is None:
         return
     length = spec.hyperparameters.max_length
     shortest = rows.SHORTEST_GUESS if length == "auto" or not spec.hyperparameters.packing else length
@@ -105,9 +105,9 @@ def require_room(session: Session, project: Project, spec: JobSpec) -> None:
     def are_hopeless(places: tuple[Hardware, ...]) -> bool:
         return all(planning.fit_of(spec, base, data, place).is_hopeless for place in places)
 
-    if not are_hopeless(tuple(replace(one, correction=history.MOST_CORRECTED) for one in classes)):
+    if not are_hopeless(tuple(replace(one, correction=history.MOST_CORRECTED) for one in here)):
         return  # whatever was measured of others, which nobody has to look up while a client waits
-    here = _corrected(session, classes)
+    here = _corrected(session, here)
     if are_hopeless(here):
         found = refusal(planning.make(spec, base, data, here, {}, retention=_retention()))
         raise InvalidRequest(f"{found.message} {found.suggestion}", param=found.param, code="does_not_fit")
@@ -155,20 +155,9 @@ def _retention() -> Retention:
     return Retention(settings.checkpoints_kept, settings.checkpoints_kept_every)
 
 
-def places(session: Session, gpu_memory_gb: int | None) -> tuple[Hardware, ...]:
-    """The worker classes that such a job may go to: GPUs where there are any, of the size that is asked for."""
-    return _corrected(session, _classes(session, gpu_memory_gb))
-
-
-def _corrected(session: Session, classes: tuple[Hardware, ...]) -> tuple[Hardware, ...]:
+def _corrected(session: Session, here: Classes) -> Classes:
     measured = history.corrections(session)
-    return tuple(replace(one, correction=measured.get(one.name, 1.0)) for one in classes)
-
-
-def _classes(session: Session, gpu_memory_gb: int | None) -> tuple[Hardware, ...]:
-    found = recommendations.own_hardware(session)
-    gpus = tuple(one for one in found if one.gigabytes is not None and one.gigabytes >= (gpu_memory_gb or 0))
-    return gpus or (found if gpu_memory_gb is None else ())
+    return tuple(replace(one, correction=measured.get(one.name, 1.0)) for one in here)
 
 
 def require_shape(base: Base | None, model: str) -> Base:

@@ -12,7 +12,6 @@ from app.work.lifecycle import Claim, Who
 from app.work.models import Attempt, Work, Worker
 from app.work.status import PRIORITIES, WorkKind, WorkStatus
 
-CPU = "cpu"
 HEARD_WITHIN = timedelta(seconds=30)
 """Three heartbeats: a worker that was heard of so lately is up."""
 
@@ -42,35 +41,17 @@ def enqueue(
     )
 
 
-def choose_queue(session: Session, *, gpu_memory_gb: int | None) -> str:
-    """The worker class for a training: the smallest GPU known that has the memory, `cpu` where there is no GPU.
-
-    Workers count when they were heard within a day, so that a restart of all of them changes no decision. Memory that
-    no known worker has is a queue of its own, which waits for such a worker.
-    """
-    known = session.scalars(
-        select(Worker.queue).where(Worker.heard_at > func.now() - timedelta(days=1), Worker.queue != PREPARE).distinct()
-    ).all()
-    sizes = sorted(size for name in known if (size := _gpu_gigabytes(name)) and size >= (gpu_memory_gb or 0))
-    if sizes:
-        return f"gpu-{sizes[0]}"
-    return CPU if gpu_memory_gb is None else f"gpu-{gpu_memory_gb}"
-
-
 def devices(session: Session) -> dict[str, dict[str, Any]]:
     """The worker classes heard of within a day, each with the device of the worker that has the least memory."""
-    rows = session.execute(
-        select(Worker.queue, Worker.device)
-        .where(Worker.heard_at > func.now() - timedelta(days=1), Worker.queue != PREPARE)
-        .ext(distinct_on(Worker.queue))
-        .order_by(Worker.queue, cast(Worker.device["memory_bytes"].astext, BigInteger))
-    )
-    return {row.queue: row.device for row in rows}
+    return {row.queue: row.device for row in session.execute(_DEVICES)}
 
 
-def _gpu_gigabytes(queue: str) -> int | None:
-    size = queue.removeprefix("gpu-")
-    return int(size) if size != queue and size.isdigit() else None
+_DEVICES = (
+    select(Worker.queue, Worker.device)
+    .where(Worker.heard_at > func.now() - timedelta(days=1), Worker.queue != PREPARE)
+    .ext(distinct_on(Worker.queue))
+    .order_by(Worker.queue, cast(Worker.device["memory_bytes"].astext, BigInteger))
+)
 
 
 def attempts(session: Session, subject: str) -> list[tuple[Work, Attempt]]:

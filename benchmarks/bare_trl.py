@@ -61,6 +61,7 @@ def main() -> None:
         parser.add_argument(name, type=Path)
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     parser.add_argument("--defaults", action="store_true", help="TRL's own: 8 rows, checkpointing, bf16")
+    parser.add_argument("--fp32", action="store_true", help="with --defaults: fp32 in place of TRL's bf16")
     parser.add_argument("--threads", type=int, default=0)
     arguments = parser.parse_args()
     if arguments.threads:
@@ -68,7 +69,8 @@ def main() -> None:
     tell(phase="imported")
     spec = json.loads(arguments.job.read_text())
     dtype = getattr(torch, arguments.dtype)
-    trainer = build(arguments.base, arguments.rows, spec, arguments.out, dtype, defaults=arguments.defaults)
+    build_with = {"defaults": arguments.defaults, "fp32": arguments.fp32}
+    trainer = build(arguments.base, arguments.rows, spec, arguments.out, dtype, **build_with)
     tell(phase="loaded")
     trainer.train()
     tell(phase="trained")
@@ -77,11 +79,19 @@ def main() -> None:
 
 
 def build(
-    base: Path, rows: Path, spec: dict[str, Any], out: Path, dtype: torch.dtype, *, defaults: bool = False
+    base: Path,
+    rows: Path,
+    spec: dict[str, Any],
+    out: Path,
+    dtype: torch.dtype,
+    *,
+    defaults: bool = False,
+    fp32: bool = False,
 ) -> Any:
     """TRL's trainer for the spec's method, the way its documentation does it.
 
     `defaults`: with TRL's own of what changes no step's rows, which is how many are computed at a time and how.
+    `fp32`: with those, but for bf16.
     """
     method, tuning = spec["method"]["type"], spec["tuning"]
     given, full = spec["method"][method]["hyperparameters"], tuning["type"] == "full"
@@ -105,7 +115,7 @@ def build(
         "bf16": dtype == torch.bfloat16,
     }
     if defaults:
-        ways = {"gradient_accumulation_steps": given["batch_size"] // 8}
+        ways = {"gradient_accumulation_steps": given["batch_size"] // 8, **({"bf16": False} if fp32 else {})}
     lengths = {"max_length": given["max_length"]}
     if method == "reinforcement":
         lengths = {"max_completion_length": given["max_completion_length"]}

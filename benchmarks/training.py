@@ -1,10 +1,11 @@
 """How fast a job trains, and in how much memory, against TRL's own trainer as a script uses it on a CPU.
 
-`python -m benchmarks.training BASE ROWS [--tuning lora --tuning qlora --tuning full] [--steps 6] [--rounds 2]`: BASE is
-the folder of a model, ROWS a JSON list (or JSONL) of Alpaca's rows. Both sides take the same rows, 16 a step, in the
-same order, at the same rate; the script has TRL's defaults in all else (8 rows at a time, checkpointing, bf16). They
-run by turns. Prints medians of seconds a step without the first, the highest resident memory, the ratios round by
-round, and how far the losses are apart.
+`python -m benchmarks.training BASE ROWS [--tuning lora --tuning qlora --tuning full] [--steps 6] [--rounds 2]
+[--layers N] [--script-fp32]`: BASE is the folder of a model, of which `--layers` takes the first N; ROWS a JSON list
+(or JSONL) of Alpaca's rows. Both sides take the same rows, 16 a step, in the same order, at the same rate; the script
+has TRL's defaults in all else (8 rows at a time, checkpointing, bf16; on a CPU without AVX512-BF16 that is minutes a
+step, and `--script-fp32` takes it back). They run by turns. Prints medians of seconds a step without the first, the
+highest resident memory, the ratios round by round, and how far the losses are apart.
 """
 
 import argparse
@@ -24,6 +25,7 @@ from typing import Any
 import psutil
 from rich.console import Console
 from rich.table import Table
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from app.jobs.spec import JobSpec
 
@@ -54,14 +56,17 @@ def main() -> None:
     parser.add_argument("--tuning", action="append", choices=["lora", "qlora", "full"])
     parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--layers", type=int)
+    parser.add_argument("--script-fp32", action="store_true")
     arguments = parser.parse_args()
     table = Table("tuning", "ours s/step", "TRL s/step", "faster", "ours GiB", "TRL GiB", "memory", "loss apart")
     for tuning in arguments.tuning or ["lora", "qlora", "full"]:
         with tempfile.TemporaryDirectory() as folder:
-            work_dir = prepared(Path(folder), arguments.base, arguments.rows, tuning, arguments.steps)
+            base = shortened(arguments.base, Path(folder), arguments.layers) if arguments.layers else arguments.base
+            work_dir = prepared(Path(folder), base, arguments.rows, tuning, arguments.steps)
             rounds = []
             for _ in range(arguments.rounds):
-                rounds.append((ours(work_dir, arguments.base), bare(work_dir, arguments.base)))
+                rounds.append((ours(work_dir, base), bare(work_dir, base, fp32=arguments.script_fp32)))
                 one, other = rounds[-1]
                 print(f"{tuning}: {one.step:.1f} and {other.step:.1f} s/step", file=sys.stderr, flush=True)
         table.add_row(tuning, *summed(rounds))
@@ -89,6 +94,15 @@ def prepared(folder: Path, base: Path, rows: Path, tuning: str, steps: int) -> P
     return work_dir
 
 
+def shortened(base: Path, folder: Path, layers: int) -> Path:
+    """A smaller model: `base` with its first `layers` alone, in a folder beside the job's."""
+    model = AutoModelForCausalLM.from_pretrained(base, num_hidden_layers=layers)
+    smaller = folder / f"{base.name}-{layers}"
+    model.save_pretrained(smaller)
+    AutoTokenizer.from_pretrained(base).save_pretrained(smaller)
+    return smaller
+
+
 def talk(row: dict[str, Any]) -> dict[str, Any]:
     """Alpaca's row as a prompt of messages and its completion."""
     asked = f"{row['instruction']}\n\n{row['input']}" if row.get("input") else row["instruction"]
@@ -108,10 +122,10 @@ def ours(work_dir: Path, base: Path) -> Run:
     return Run(seconds, [step["loss"] for step in steps], peak)
 
 
-def bare(work_dir: Path, base: Path) -> Run:
-    """The script beside this one, with TRL's defaults."""
+def bare(work_dir: Path, base: Path, *, fp32: bool) -> Run:
+    """The script beside this one, with TRL's defaults, but for bf16 where it is told to."""
     with tempfile.TemporaryDirectory() as out:
-        script = [sys.executable, "-m", "benchmarks.bare_trl", "--defaults"]
+        script = [sys.executable, "-m", "benchmarks.bare_trl", "--defaults", *(["--fp32"] if fp32 else [])]
         lines, peak = run([*script, str(base), str(work_dir / "training_file"), str(work_dir / "job.json"), out], {})
     times = [line["at"] for line in lines if line.get("phase") == "loaded" or "loss" in line]
     losses = [line["loss"] for line in lines if "loss" in line]

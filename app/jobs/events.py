@@ -44,9 +44,10 @@ _TELL = telling(_HELD)
 def begin(session: Session, job_id: str, messages: list[str]) -> None:
     """The first sentences of a new job, which nobody else knows yet."""
     shared = {"job_id": job_id, "level": "info", "type": "message"}
-    session.execute(
-        insert(JobEvent), [{"id": new_id("ftevent-"), "message": message, **shared} for message in messages]
-    )
+    session.execute(_BEGIN, [{"id": new_id("ftevent-"), "message": message, **shared} for message in messages])
+
+
+_BEGIN = insert(JobEvent.metadata.tables[JobEvent.__tablename__])
 
 
 def tell(session: Session, job_id: str, message: str, *, level: Level = "info") -> None:

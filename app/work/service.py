@@ -28,17 +28,19 @@ def enqueue(
 ) -> None:
     """Queue work; whoever hears the doorbell after the commit claims it. `seconds`: how long it should take."""
     low, high = seconds or (None, None)
-    session.execute(
-        insert(Work).values(
-            kind=kind,
-            subject=subject,
-            project_id=project_id,
-            queue=queue,
-            priority=PRIORITIES[priority],
-            seconds_low=low,
-            seconds_high=high,
-        )
-    )
+    values = {
+        "kind": kind,
+        "subject": subject,
+        "project_id": project_id,
+        "queue": queue,
+        "priority": PRIORITIES[priority],
+        "seconds_low": low,
+        "seconds_high": high,
+    }
+    session.execute(_ENQUEUE, values)
+
+
+_ENQUEUE = insert(Work.metadata.tables[Work.__tablename__])
 
 
 def devices(session: Session) -> dict[str, dict[str, Any]]:

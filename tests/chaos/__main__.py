@@ -48,7 +48,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=secrets.randbelow(10**6))
-    parser.add_argument("--every", type=float, default=5.0, help="seconds between two kills, on average")
+    parser.add_argument("--every", type=float, default=4.0, help="seconds between two kills, on average")
     parser.add_argument("--minutes", type=float, default=36.0, help="after which nobody is killed any more")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.WARNING)
@@ -118,6 +118,7 @@ def _strike(striker: Striker, arguments: argparse.Namespace, began: float) -> li
         if strike is not None:
             strikes.append(strike)
         what = "nobody there" if strike is None else f"in {strike.job_id}" if strike.job_id else ""
+        kill = strike.kill if strike is not None else kill
         slot = f" of slot {kill.slot}" if kill.victim in OF_SLOTS else ""
         console.print(f"{time.monotonic() - began:6.1f} s  {number:3d}  {kill.how} {kill.victim}{slot} {what}")
     raise AssertionError("the plan has no end")

@@ -5,12 +5,12 @@ import signal
 import threading
 import time
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import psutil
 import redis
 
-from tests.chaos.plan import How, Kill, Victim
+from tests.chaos.plan import SLOTS, How, Kill, Victim
 from tests.running import Service, is_alive, standard_output
 
 PATIENCE = 60.0
@@ -45,14 +45,16 @@ class Striker:
         self._alarms: list[threading.Timer] = []
 
     def strike(self, kill: Kill) -> Strike | None:
-        """None where there was no such victim for so long."""
+        """None where there was no such victim for so long. Who shall have a job is of another slot where that has one."""
         deadline = time.monotonic() + PATIENCE
         while time.monotonic() < deadline:
-            with suppress(psutil.NoSuchProcess, redis.ConnectionError, redis.TimeoutError):
-                if self._victim(kill) is not None:
-                    time.sleep(kill.after)
-                    if (victim := self._victim(kill)) is not None:
-                        return self._do(kill, victim)
+            for slot in (kill.slot, *(other for other in range(SLOTS) if other != kill.slot and kill.in_a_job)):
+                found = replace(kill, slot=slot)
+                with suppress(psutil.NoSuchProcess, redis.ConnectionError, redis.TimeoutError):
+                    if self._victim(found) is not None:
+                        time.sleep(kill.after)
+                        if (victim := self._victim(found)) is not None:
+                            return self._do(found, victim)
             time.sleep(0.2)
         return None
 

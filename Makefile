@@ -5,7 +5,8 @@ BIN := .venv/bin
 TUNING ?= qlora
 N ?= 200
 
-.PHONY: setup check test test-all faults chaos test-gpu examples demo bench bench-api bench-data bench-queue clean-demo
+.PHONY: setup check types contracts test test-all faults chaos test-gpu examples
+.PHONY: demo bench bench-api bench-data bench-queue clean-demo
 
 setup: .venv/.ready
 
@@ -17,7 +18,12 @@ setup: .venv/.ready
 check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(MAKE) --no-print-directory -j 2 types contracts
+
+types: setup
 	$(BIN)/mypy
+
+contracts: setup
 	$(BIN)/lint-imports
 	$(BIN)/pytest -q tests/test_migrations.py
 

@@ -19,6 +19,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import cast
 from urllib.parse import urlsplit
@@ -174,13 +175,12 @@ async def listeners(url: str, path: str, key: str, heard: Callable[[int, bytes],
     """So many streams of a job's events; `heard` gets each event as it comes."""
     request = request_of(url, "GET", path, key, Accept="text/event-stream")
     parts = urlsplit(url)
+    assert parts.hostname is not None
+    assert parts.port is not None
     made = []
     for number in range(LISTENERS):
-        made.append(
-            await asyncio.get_running_loop().create_connection(
-                lambda number=number: Listener(request, lambda event: heard(number, event)), parts.hostname, parts.port
-            )
-        )
+        make = partial(Listener, request, partial(heard, number))
+        made.append(await asyncio.get_running_loop().create_connection(make, parts.hostname, parts.port))
         if number % 50 == 49:
             await asyncio.sleep(0.1)
     await asyncio.gather(*(listener.opened.wait() for _, listener in made))
@@ -283,7 +283,7 @@ def rates(service: Service, url: str, job_id: str, file_id: str, seconds: float)
         jobs = "/v1/fine_tuning/jobs"
 
         def get(path: str, **headers: str) -> bytes:
-            return request_of(url, "GET", path, service.key, **headers)
+            return request_of(url, "GET", path, service.key, b"", **headers)
 
         kinds = {
             "no-op": ([get("/noop")], 200),
@@ -339,7 +339,7 @@ def streams(service: Service, url: str, file_id: str) -> None:
     """Many who follow one job: what each hears, and how late."""
     job_id = service.submit(file_id, max_steps=1)
     service.client().fine_tuning.jobs.pause(job_id)
-    running.wait_for(lambda: service.client().fine_tuning.jobs.retrieve(job_id).status == "paused", 60)
+    running.wait_for(lambda: service.status(job_id) == "paused", 60)
     late: list[float] = []
     heard: list[list[int]] = [[] for _ in range(LISTENERS)]
 

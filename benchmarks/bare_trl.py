@@ -40,7 +40,7 @@ from trl.experimental.cpo import CPOConfig, CPOTrainer
 from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 
 
-class Tell(TrainerCallback):
+class Tell(TrainerCallback):  # type: ignore[misc]  # transformers publishes no types
     """Prints what the trainer logs."""
 
     def on_log(self, _args: Any, state: Any, _control: Any, logs: dict[str, Any], **_: Any) -> None:

@@ -28,7 +28,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 FAMILIES = {"gemma-2": "gemma2", "gemma": "gemma", "qwen": "qwen2", "mistral": "mistral", "phi-3": "phi3"}
 """By how a model's name begins; others with a gated MLP are built as Llama is."""
 NAMES: dict[Role, str] = {
-    **{role: f"{role}_proj" for role in ("q", "k", "v", "o", "gate", "up", "down")},  # type: ignore[dict-item]
+    **{role: f"{role}_proj" for role in ("q", "k", "v", "o", "gate", "up", "down")},
     "head": "lm_head",
 }
 FUSED = {"q": "qkv_proj", "k": "qkv_proj", "v": "qkv_proj", "gate": "gate_up_proj", "up": "gate_up_proj"}

@@ -115,7 +115,7 @@ def measure(when: str, key: str) -> None:
     with TestClient(create_app(), headers={"Authorization": f"Bearer {key}"}) as client:
         client.get("/metrics")
         for kept, what in ((0.0, "a scrape with its round"), (3600.0, "a scrape out of memory")):
-            client.app.state.figures = Figures(kept)  # type: ignore[attr-defined]
+            client.app.state.figures = Figures(kept)  # type: ignore[attr-defined]  # Starlette's
             client.get("/metrics")
             took = []
             for _ in range(10):

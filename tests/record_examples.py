@@ -304,12 +304,13 @@ def _another_project(service: Service) -> str:
     create = [sys.executable, "-m", "app.cli", "keys", "create", "laptop", "--project", "research"]
     subprocess.run(create, env=api.environ(), check=True, capture_output=True)
     with service.database() as database:
-        (project_id,) = database.execute("SELECT id FROM projects WHERE name = 'research'").fetchone() or ()
-    return str(project_id)
+        project = database.execute("SELECT id FROM projects WHERE name = 'research'").fetchone()
+    assert project is not None
+    return str(project[0])
 
 
 def _permissions(api: Recorder, model: str, project_id: str) -> None:
-    shared = {"fine_tuned_model_checkpoint": model}
+    shared: dict[str, Any] = {"fine_tuned_model_checkpoint": model}
     granted = api.show(f"POST {PERMISSIONS}", **shared, body={"project_ids": [project_id]})
     api.show(f"GET {PERMISSIONS}", **shared, limit=2)
     api.show(f"DELETE {PERMISSIONS}/{{permission_id}}", **shared, permission_id=granted["data"][0]["id"])

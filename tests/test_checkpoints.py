@@ -39,7 +39,8 @@ def trained(service: Service, rows: str) -> Any:
     assert client.fine_tuning.jobs.pause(job_id).status in ("running", "paused")
     paused = wait_for(lambda: _with_status(service, job_id, "paused"), 30, every=0.1)
     assert paused.model_extra["paused_by"] == "user"
-    assert client.fine_tuning.jobs.pause(job_id).status == "paused"
+    again: str = client.fine_tuning.jobs.pause(job_id).status
+    assert again == "paused"
     assert client.fine_tuning.jobs.resume(job_id).status == "queued"
     return service.finished(job_id)
 
@@ -86,6 +87,7 @@ def test_checkpoints_are_listed_newest_first_in_pages(service: Service, trained:
         assert checkpoint.metrics.step == checkpoint.step_number
         assert checkpoint.metrics.train_loss is not None
         assert f"Checkpoint created at step {checkpoint.step_number}" in told
+        assert checkpoint.model_extra is not None
         assert checkpoint.model_extra["labels"] == (["last"] if checkpoint.step_number == STEPS else [])
         assert client.models.retrieve(name).id == name
     listed = {model.id for model in client.models.list()}
@@ -127,14 +129,12 @@ def test_the_result_file_is_the_metrics_of_every_step(service: Service, trained:
 
 
 def _continue(service: Service, rows: str, model: str, **extra: Any) -> Any:
+    numbers: Any = {"max_steps": 2, "batch_size": 4, "learning_rate": 1e-12}  # more than the stock client knows
     job = service.client().fine_tuning.jobs.create(
         model=model,
         training_file=rows,
         seed=7,
-        method={
-            "type": "supervised",
-            "supervised": {"hyperparameters": {"max_steps": 2, "batch_size": 4, "learning_rate": 1e-12}},
-        },
+        method={"type": "supervised", "supervised": {"hyperparameters": numbers}},
         extra_body=extra,
     )
     return service.finished(job.id)

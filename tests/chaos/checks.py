@@ -39,8 +39,8 @@ def lost(histories: Sequence[History], answers: Mapping[str, str | None]) -> Ite
             yield f"the submission {key} was never answered"
         elif made != [job_id]:
             yield f"the submission {key} was answered with {job_id} and made {made or 'no job'}"
-    for key, made in jobs.items():
-        yield f"nobody submitted {made}, with the key {key}"
+    for unknown, made in jobs.items():
+        yield f"nobody submitted {made}, with the key {unknown}"
 
 
 def unfinished(history: History, *, is_cancelled: bool) -> Iterator[str]:

@@ -112,10 +112,7 @@ def told(history: History) -> tuple[list[Told], list[Event]]:
 def read(database: psycopg.Connection[Any]) -> list[History]:
     """All jobs, the oldest first."""
     with database.cursor(row_factory=dict_row) as cursor:
-        rows = {
-            name: cursor.execute(query).fetchall()  # type: ignore[call-overload]  # texts of this file
-            for name, query in QUERIES.items()
-        }
+        rows = {name: cursor.execute(query).fetchall() for name, query in QUERIES.items()}
     return [
         History(
             **job,

@@ -6,6 +6,7 @@
 import json
 import sys
 import time
+from typing import Any
 
 import openai
 
@@ -14,7 +15,7 @@ client = openai.OpenAI()
 metadata = {"walk": f"python {openai.__version__}", "empty": ""}
 
 
-def until(job_id, *statuses):
+def until(job_id: str, *statuses: str) -> Any:
     for _ in range(1200):
         job = client.fine_tuning.jobs.retrieve(job_id)
         if job.status in statuses:
@@ -35,7 +36,7 @@ job = client.fine_tuning.jobs.create(
     method={"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 2, "batch_size": 8}}},
     extra_body={"tuning": {"type": "lora", "r": 4}},
 )
-assert client.fine_tuning.jobs.retrieve(job.id)._request_id.startswith("req_")
+assert str(client.fine_tuning.jobs.retrieve(job.id)._request_id).startswith("req_")
 job = until(job.id, "succeeded", "failed", "cancelled")
 events = list(client.fine_tuning.jobs.list_events(job.id, limit=5))
 checkpoints = list(client.fine_tuning.jobs.checkpoints.list(job.id, limit=1))

@@ -10,6 +10,7 @@ import openai.types.fine_tuning as stock
 import pytest
 from openai.types import FileObject
 from openai.types.fine_tuning.jobs import FineTuningJobCheckpoint
+from openai.types.graders import TextSimilarityGraderParam
 
 from tests import tiny
 from tests.contract.shapes import Checkpoint, Event, File, Job, Page, read
@@ -129,18 +130,19 @@ def test_the_result_file_is_a_file_and_plain_csv_under_openais_header(http: http
 def test_a_stock_client_trains_on_what_a_grader_says(service: Service) -> None:
     """From its file to its registry row, with OpenAI's names for all of it."""
     client = service.client()
-    grader = {
+    grader: TextSimilarityGraderParam = {
         "type": "text_similarity",
         "name": "alike",
         "evaluation_metric": "rouge_l",
         "input": "{{sample.output_text}}",
         "reference": "{{item.answer}}",
     }
-    numbers = {"n_epochs": 1, "batch_size": 2, "num_generations": 4, "max_completion_length": 8}
+    # Any, for two of them are TRL's.
+    numbers: Any = {"n_epochs": 1, "batch_size": 2, "num_generations": 4, "max_completion_length": 8}
     job = client.fine_tuning.jobs.create(
         model="tiny",
         training_file=service.upload(tiny.graded_rows(4)),
-        method={"type": "reinforcement", "reinforcement": {"grader": grader, "hyperparameters": numbers}},  # type: ignore[typeddict-item]  # numbers of TRL's
+        method={"type": "reinforcement", "reinforcement": {"grader": grader, "hyperparameters": numbers}},
         seed=7,
     )
     assert job.method is not None

@@ -70,7 +70,7 @@ def test_a_paused_job_goes_on_on_another_worker_as_if_nothing_had_been(
     moved = submit(service, rows)
     wait_for(lambda: stored(service, moved), 150, every=0.1)
     client.fine_tuning.jobs.pause(moved)
-    wait_for(lambda: client.fine_tuning.jobs.retrieve(moved).status == "paused", 60, every=0.1)
+    wait_for(lambda: service.status(moved) == "paused", 60, every=0.1)
     (newest, files), (before, _) = stored(service, moved)
     assert service.steps(moved)[-1] == newest < STEPS
     optimizer = next(file["sha256"] for file in files if file["name"] == "optimizer.pt")

@@ -83,19 +83,24 @@ def test_an_api_that_dies_in_a_create_leaves_no_half_of_a_job(
 ) -> None:
     """The client is left without an answer, asks another api again, and has one job in the end."""
     mark = {"died": place}
-    options = {"extra_headers": {"Idempotency-Key": f"one-{place}"}}
-    body = {"model": "tiny", "training_file": rows, "metadata": mark, "hyperparameters": {"n_epochs": 1}}
+    options: dict[str, Any] = {"extra_headers": {"Idempotency-Key": f"one-{place}"}}
+    body: dict[str, Any] = {
+        "model": "tiny",
+        "training_file": rows,
+        "metadata": mark,
+        "hyperparameters": {"n_epochs": 1},
+    }
     with another_api(service, FINETUNED_FAIL_AT=place) as (url, api):
         with (
             openai.OpenAI(base_url=f"{url}/v1", api_key=service.key, max_retries=0) as client,
             pytest.raises(openai.APIConnectionError),
         ):
-            client.fine_tuning.jobs.create(**body, **options)  # type: ignore[call-overload]  # a body of literals
+            client.fine_tuning.jobs.create(**body, **options)
         wait_for(lambda: not is_alive(api), 10)
     found = list(service.client().fine_tuning.jobs.list(metadata=mark))
     assert len(found) == made
 
-    again = service.client().fine_tuning.jobs.create(**body, **options)  # type: ignore[call-overload]
+    again = service.client().fine_tuning.jobs.create(**body, **options)
 
     assert [job.id for job in service.client().fine_tuning.jobs.list(metadata=mark)] == [again.id]
     assert service.finished(again.id).status == "succeeded"

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import httpx2
 import pytest
 from moto.server import ThreadedMotoServer
 from sqlalchemy.orm import Session
@@ -59,7 +60,7 @@ def allowed(bucket: str, set_settings: SetSettings, tmp_path: Path) -> Iterator[
     get_storage.cache_clear()
 
 
-def announce(client: TestClient, source: str, **fields: Any) -> httpx.Response:
+def announce(client: TestClient, source: str, **fields: Any) -> httpx2.Response:
     return client.post("/v1/files", json={"source": source, "purpose": "fine-tune", **fields})
 
 

@@ -293,7 +293,7 @@ def test_a_job_that_is_to_stop_fetches_nothing(claim: Claim, storage: Storage, t
     store(claim, tmp_path / "here", storage)
     lease = Lease(claim)
     lease._wish = Wish.CANCEL
-    resuming.fetch_newest(claim, lease, tmp_path / "there", COURSE, storage, pytest.fail)
+    resuming.fetch_newest(claim, lease, tmp_path / "there", COURSE, storage, lambda message: pytest.fail(str(message)))
     assert not (tmp_path / "there").exists()
 
 

@@ -1,7 +1,7 @@
 """A worker whose disks run full: what it clears, what it asks for, and what it goes on without."""
 
 import errno
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -78,7 +78,7 @@ def small(tmp_path: Path) -> Iterator[Path]:
 @pytest.mark.fault(21)
 def test_a_full_disk_is_known_by_whatever_its_writers_say_of_it(small: Path) -> None:
     tensor = {"weight": torch.zeros(2_000_000)}
-    writers = {
+    writers: dict[str, Callable[[Path], object]] = {
         "torch": lambda path: torch.save(tensor, path),
         "safetensors": lambda path: save_file(tensor, path),
         "Python": lambda path: path.write_bytes(bytes(8_000_000)),

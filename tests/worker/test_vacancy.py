@@ -166,7 +166,8 @@ def a_slot(folder: Path, patience: float) -> Iterator[tuple[Slot, Trainers]]:
 @pytest.mark.fault(10)
 def test_what_a_trainer_has_left_is_waited_for_and_then_killed(session: Session, job: Job, tmp_path: Path) -> None:
     """On a CPU too. Here a process that has left its trainer's group, as nothing of ours does."""
-    with a_slot(tmp_path, patience=4) as (slot, trainers), sleeping(**{PARENT: str(os.getpid())}) as left:
+    ours: dict[str, Any] = {PARENT: str(os.getpid())}
+    with a_slot(tmp_path, patience=4) as (slot, trainers), sleeping(**ours) as left:
         trainers.start(WorkKind.TRAIN, tmp_path).close()
         with working(slot):
             told = wait_for(lambda: slot.vacancy.blocked)

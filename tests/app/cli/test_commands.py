@@ -15,7 +15,7 @@ import pytest
 from tests import tiny
 from tests.running import Service, wait_for
 
-LONG = {"max_steps": 30, "batch_size": 4, "per_device_train_batch_size": 1}
+LONG: dict[str, Any] = {"max_steps": 30, "batch_size": 4, "per_device_train_batch_size": 1}
 
 
 def start(service: Service, *arguments: str, **options: Any) -> subprocess.Popen[str]:
@@ -95,7 +95,8 @@ def test_the_same_rows_are_uploaded_once(service: Service, tmp_path: Path) -> No
     ],
 )
 def test_a_wrong_field_is_named_with_its_line(service: Service, tmp_path: Path, wrong: str, says: str) -> None:
-    spec = write_spec(tmp_path, **dict([wrong.split(": ")]))
+    hyperparameters: dict[str, Any] = dict([wrong.split(": ")])
+    spec = write_spec(tmp_path, **hyperparameters)
     _, err = finetuned(service, "submit", str(spec), code=1)
     assert says in err
     assert "Traceback" not in err
@@ -122,6 +123,7 @@ def test_a_job_that_fails_says_why_what_to_try_and_what_its_trainer_printed_last
     error = service.client().fine_tuning.jobs.retrieve(job_id).error
     assert error is not None
     assert error.code == "internal_error"
+    assert error.model_extra is not None
     *_, last = lines = error.model_extra["log_lines"]  # of the stock client's model
     assert last.startswith("RuntimeError: ")
     assert error.message.startswith(last[:40])

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import psutil
 import psycopg
@@ -55,7 +56,7 @@ def running(home: Path) -> Iterator[tuple[Postgres, Child]]:
         yield postgres, child
 
 
-def execute(postgres: Postgres, statement: str) -> list[int]:
+def execute(postgres: Postgres, statement: str) -> list[Any]:
     engine = create_engine(postgres.url)
     with engine.begin() as connection:
         result = connection.execute(text(statement))
@@ -154,7 +155,8 @@ def test_valkey_answers_on_its_socket_and_nowhere_else(own_home: Path) -> None:
     try:
         wait_for(lambda: (own_home / "run" / "valkey.sock").exists())
         with Connection(valkey.url) as connection:
-            assert connection.default_channel.client.ping()
+            channel: Any = connection.default_channel  # that of this broker, with a client of its own
+            assert channel.client.ping()
         assert child.process is not None
         assert not psutil.Process(child.process.pid).net_connections("inet")
         assert stat.S_IMODE((own_home / "run" / "valkey.sock").stat().st_mode) == 0o700

@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import httpx
 import psutil
@@ -148,18 +149,22 @@ def test_the_first_start_makes_a_key_for_its_owner_and_a_second_leaves_it_alone(
         assert (own_home / "url").read_text() == service.url
 
 
+def kill_and_see_it_back(service: Service, lines: Lines, part: str) -> None:
+    victim = find(service, part)
+    assert victim is not None, part
+    its_own = victim.children(recursive=True)
+    victim.kill()
+    wait_for(lambda: lines.has(f"{part} ended (killed by SIGKILL); starting it again in 0.5 s"))
+    wait_for(lambda: (new := find(service, part)) and new != victim)
+    wait_for(lambda: not left(its_own), 10)
+
+
 @pytest.mark.long
 def test_every_part_that_is_killed_is_named_and_started_again_and_requests_wait_for_it(own_home: Path) -> None:
     with up_to_its_end(own_home) as service:
         lines = Lines(service)
         for part in PARTS:
-            victim = find(service, part)
-            assert victim is not None, part
-            its_own = victim.children(recursive=True)
-            victim.kill()
-            wait_for(lambda part=part: lines.has(f"{part} ended (killed by SIGKILL); starting it again in 0.5 s"))
-            wait_for(lambda part=part, old=victim: (new := find(service, part)) and new != old)
-            wait_for(lambda its_own=its_own: not left(its_own), 10)
+            kill_and_see_it_back(service, lines, part)
 
         api = find(service, "api")
         assert api is not None
@@ -383,7 +388,8 @@ def test_root_without_user_namespaces_learns_what_to_do(tmp_path: Path) -> None:
 
 
 def test_a_public_api_without_a_key_refuses_to_start(session: Session) -> None:
-    said = refused("api", "--host", EVERYWHERE, "--port", "0", **server_urls())
+    environment: dict[str, Any] = server_urls()
+    said = refused("api", "--host", EVERYWHERE, "--port", "0", **environment)
     assert said.startswith("Refusing to listen on 0.0.0.0: there is no API key yet.")
 
     with session.begin():

@@ -380,7 +380,9 @@ def test_the_corpus_is_large_and_its_files_are_all_different() -> None:
 
 
 GOOD = [CHAT, PROMPT, PAIR, JUDGED, TEXT, ALPACA, SHAREGPT, QUESTION, OPENAI_PAIR, PROMPT_ONLY]
-ODD = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.just([]) | st.just({})
+ODD: st.SearchStrategy[Any] = (
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.just([]) | st.just({})
+)
 WORDS = [
     b"\n",
     b"\r",

@@ -251,7 +251,8 @@ def test_secrets_in_the_arguments_of_a_call_are_seen() -> None:
 
 @pytest.mark.parametrize("field", ["reasoning_content", "thinking"])
 def test_secrets_in_an_answers_thoughts_are_seen(field: str) -> None:
-    row = ChatRow([USER, ChatMessage("assistant", "Blue.", **{field: "The token: Zq7!fQ29sLx0"})])
+    thoughts: dict[str, Any] = {field: "The token: Zq7!fQ29sLx0"}
+    row = ChatRow([USER, ChatMessage("assistant", "Blue.", **thoughts)])
     assert only(row, Code.SECRET).field == f"messages[1].{field}"
 
 

@@ -6,7 +6,7 @@ import gzip
 import io
 import json
 import tracemalloc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pyarrow as pa
@@ -49,7 +49,7 @@ def parquet(rows: list[dict[str, Any]], **options: Any) -> bytes:
     return target.getvalue()
 
 
-PACKED = {
+PACKED: dict[Container, list[Callable[[list[Any]], bytes]]] = {
     Container.JSONL: [lines, lambda rows: lines(rows).replace(b"\n", b"\r\n"), lambda rows: lines(rows).rstrip()],
     Container.JSON: [
         lambda rows: json.dumps(rows).encode(),
@@ -68,11 +68,13 @@ def test_the_same_rows_come_from_every_container_plain_or_gzip(container: Contai
         for mark in (b"",) if container is Container.PARQUET else (b"", codecs.BOM_UTF8):
             content = mark + pack(CHATS)
             reading = formats.read(io.BytesIO(gzip.compress(content) if compressed else content))
-            rows = list(reading)
-            assert [item[1].messages[0].text for item in rows if isinstance(item[1], ChatRow)] == [
+            found = list(reading)
+            rows = [item for item in found if not isinstance(item, Finding)]
+            assert rows == found
+            assert [row.messages[0].text for _, row in rows if isinstance(row, ChatRow)] == [
                 row["messages"][0]["content"] for row in CHATS
             ]
-            assert [item[0].row for item in rows if not isinstance(item, Finding)] == [1, 2, 3]
+            assert [place.row for place, _ in rows] == [1, 2, 3]
             assert (reading.container, reading.compression) == (container, "gzip" if compressed else None)
             assert reading.complete
 
@@ -126,14 +128,14 @@ def one(content: bytes) -> Row:
 
 
 def test_numbers_of_any_size_and_brackets_in_texts_do_not_end_an_element() -> None:
-    row = {"prompt": '}],"{[\\', "completion": "x" * 200_000}
+    row: dict[str, Any] = {"prompt": '}],"{[\\', "completion": "x" * 200_000}
     assert one(json.dumps([row]).encode()) == PromptRow(**row)
     assert one(b'[{"prompt": "a", "completion": "b", "n": ' + b"9" * 1_000 + b"}]") == PromptRow("a", "b")
 
 
 @pytest.mark.parametrize("mark", [1, 7, 64 * 1024 - 3, 64 * 1024 - 1, 64 * 1024])
 def test_a_letter_of_several_bytes_may_lie_across_two_reads(mark: int) -> None:
-    row = {"prompt": "x" * mark + "é€😀" * 30, "completion": "b"}
+    row: dict[str, Any] = {"prompt": "x" * mark + "é€😀" * 30, "completion": "b"}
     for content in (lines([row]), b"[" + lines([row]) + b"]", table([row]), gzip.compress(b"[" + lines([row]) + b"]")):
         assert one(content) == PromptRow(**row)
 
@@ -185,7 +187,7 @@ def test_a_long_file_is_read_in_little_memory(kind: str) -> None:
     file = io.BufferedReader(Source(SOURCES[kind]()))
     tracemalloc.start()
     try:
-        report = formats.check(file)  # type: ignore[arg-type]  # a reader is one in all but the name
+        report = formats.check(file)
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
@@ -196,7 +198,7 @@ def test_a_long_file_is_read_in_little_memory(kind: str) -> None:
 @pytest.mark.parametrize("start", [b'{"messages": "', b'[{"messages": "', b'prompt,completion\n"'])
 def test_a_row_without_end_is_not_read_to_its_end(start: bytes) -> None:
     source = Source(start if n == 0 else b"x" * 65_536 for n in range(1_000))
-    report = formats.check(io.BufferedReader(source))  # type: ignore[arg-type]  # a reader is one in all but the name
+    report = formats.check(io.BufferedReader(source))
     assert report.counts == {Code.TOO_LARGE: 1}
     assert source.given < 2.5 * MAX_ROW_BYTES
 

@@ -23,7 +23,7 @@ from tests.factories import sweep_blobs, upload_body
 ROWS = b'{"prompt": "a", "completion": "b"}\n'
 
 
-def upload(client: TestClient, content: bytes = ROWS, **fields: Any) -> Any:
+def upload(client: TestClient, content: bytes = ROWS, /, **fields: Any) -> Any:
     given = upload_body(content)
     return client.post("/v1/files", files=given["files"], data=given["data"] | fields)
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.files import formats
-from app.files.findings import Code
+from app.files.findings import Code, Finding
 from app.files.formats import FileReport
 from app.files.rows import ChatMessage, ChatRow, GradedRow, PreferenceRow, PromptRow, Row, TextRow, UnpairedRow
 from app.files.shapes import FORMS, Shape
@@ -381,7 +381,7 @@ def test_fields_that_nothing_reads_are_counted_in_every_row() -> None:
         {"messages": [QUESTION, {**ANSWER, "refusal": "x"}], "id": 2},
     ]
     reading = formats.read(io.BytesIO(b"".join(json.dumps(row).encode() + b"\n" for row in rows)))
-    assert [row for _, row in reading] == [CHAT] * 4
+    assert [item if isinstance(item, Finding) else item[1] for item in reading] == [CHAT] * 4
     assert reading.ignored_fields == {"id": 2, "messages[].refusal": 1}
     many = {**plain, **{f"f{number}": 1 for number in range(60)}}
     reading = formats.read(io.BytesIO(json.dumps(many).encode()))
@@ -456,7 +456,10 @@ def test_all_fields_of_a_prompt_are_its_graders() -> None:
     ((_, row),) = formats.read_rows(io.BytesIO(json.dumps(rows[0]).encode()), "reinforcement")
     assert row == GradedRow([U], rows[0])
     read = formats.read(io.BytesIO(chat(QUESTION, ANSWER)), "reinforcement")
-    assert [row.left_out for _, row in read] == [True]
+    [item] = read
+    assert not isinstance(item, Finding)
+    assert isinstance(item[1], GradedRow)
+    assert item[1].left_out is True
     assert read.ignored_fields == {}
 
 

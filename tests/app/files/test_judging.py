@@ -78,8 +78,9 @@ def test_rows_are_read_before_the_file_is_whole(tmp_path: Path) -> None:
     with path.open("wb", buffering=0) as file, Judging(path) as arriving:
         arriving.begin()
         file.write(LINES)
-        assert arriving._growing is not None
-        wait_for(lambda: arriving._growing.tell() == len(LINES), 5)
+        growing = arriving._growing
+        assert growing is not None
+        wait_for(lambda: growing.tell() == len(LINES), 5)
         file.write(LINES)
         assert arriving.end() == Judgement(rows=2 * len(ROWS))
 
@@ -93,8 +94,9 @@ def test_an_error_at_the_beginning_does_not_end_the_reading_while_the_rest_arriv
     with path.open("wb", buffering=0) as file, Judging(path) as arriving:
         arriving.begin()
         file.write(b'{"prompt": "a", "completion": 1}\n' + LINES + b"[2]\n" + LINES[:100])
-        assert arriving._growing is not None
-        wait_for(lambda: arriving._growing.tell() == file.tell(), 5)
+        growing = arriving._growing
+        assert growing is not None
+        wait_for(lambda: growing.tell() == file.tell(), 5)
         problem = str(arriving.end().problem)
     assert "line 1" in problem
     assert f"line {len(ROWS) + 2}" in problem

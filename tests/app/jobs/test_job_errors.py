@@ -27,7 +27,7 @@ JOBS = "/v1/fine_tuning/jobs"
 
 def test_each_code_that_can_be_given_says_what_to_try_or_that_nobody_knows() -> None:
     """Whatever makes a `Failed` is typed to give one of these codes; here are those that classes hold as well."""
-    held = {kind.code for kind in (UnusableBase, UnsafeWeights, *TrainingSpoilt.__subclasses__())}
+    held = {UnusableBase.code, UnsafeWeights.code, *(kind.code for kind in TrainingSpoilt.__subclasses__())}
     assert held | set(OF_FILES.values()) <= set(get_args(Code))
     assert list(SUGGESTIONS) == sorted(get_args(Code))
     for code, told in SUGGESTIONS.items():
@@ -95,7 +95,7 @@ def test_what_knows_better_than_its_code_what_to_try_says_so(
 def test_an_error_from_before_there_were_suggestions_is_read(
     client: TestClient, session: Session, project: Project, code: str, told: str | None
 ) -> None:
-    old = {"code": code, "message": "It hung.", "param": None}
+    old: dict[str, Any] = {"code": code, "message": "It hung.", "param": None}
     with session.begin():
         job_id = make_queued_job(session, project).id
         lifecycle.fail(session, take(session), old)

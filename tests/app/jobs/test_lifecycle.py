@@ -18,6 +18,7 @@ from app.jobs.status import FINAL, MOVES, JobStatus
 from app.registry import service as registry
 from app.registry.models import RegisteredModel
 from app.work import lifecycle as work
+from app.work import service as work_service
 from app.work.lifecycle import Claim
 from app.work.models import Work
 from app.work.status import Desired
@@ -279,7 +280,7 @@ def test_a_silent_worker_loses_its_job_and_a_job_that_loses_workers_fails(sessio
             assert take(session).attempt == attempt
             session.execute(update(Work).where(Work.status == "running").values(lease_until=func.now() - LEASE))
         with session.begin():
-            for claim, _ in sweeper.service.silent(session):
+            for claim, _ in work_service.silent(session):
                 sweeper._take_back(session, claim, host="there")
     with session.begin():
         session.refresh(job)

@@ -136,7 +136,8 @@ def test_a_set_goes_with_its_file_or_when_no_job_has_used_it_for_long_but_not_be
             "without a file": keep_set(session, "without a file", File(sha256="0" * 64)),
         }
         job = make_queued_job(session, project, training_file=file.id)
-        job.prepared = {**(job.prepared or {}), "train": {**job.prepared["train"], "sha256": blobs["awaited"].sha256}}
+        assert job.prepared is not None
+        job.prepared = {**job.prepared, "train": {**job.prepared["train"], "sha256": blobs["awaited"].sha256}}
 
     sweep_blobs(session, age=AGE)
 

@@ -32,7 +32,7 @@ def run_out(session: Session, lack: Lack = OF_SCRATCH) -> None:
         lifecycle.run_out(session, take(session), lack, delay=DELAY)
 
 
-def hear(session: Session, name: str = "here", queue: str = "cpu", **usage: float) -> None:
+def hear(session: Session, name: str = "here", queue: str = "cpu", /, **usage: float) -> None:
     """A heartbeat: `scratch_free_bytes=…`."""
     with session.begin():
         work_service.hear(session, Who(name, name, WHO.device), queue=queue, pid=1, usage=usage)
@@ -96,7 +96,7 @@ def test_a_job_goes_on_once_a_worker_of_its_class_has_the_room(
     run_out(session, lack)
     assert swept(session) == []
     hear(session, **{usage: 5 * GB - 1})
-    hear(session, "elsewhere", queue="gpu-24", **{usage: 9 * GB})
+    hear(session, "elsewhere", "gpu-24", **{usage: 9 * GB})
     assert swept(session) == []
     assert status(session) == ("paused", "no_space")
 
@@ -189,7 +189,7 @@ def test_a_job_larger_than_every_disk_of_its_class_is_warned_of(
     assert codes(worker=9 * GB, storage=9 * GB) == []
     hear(session, "here", scratch_free_bytes=3 * GB, storage_free_bytes=4 * GB)
     hear(session, "there", scratch_free_bytes=5 * GB, storage_free_bytes=4 * GB)
-    hear(session, "gpu", queue="gpu-24", scratch_free_bytes=99 * GB)
+    hear(session, "gpu", "gpu-24", scratch_free_bytes=99 * GB)
     assert codes(worker=5 * GB, storage=4 * GB) == []
     assert codes(worker=5 * GB + 1, storage=4 * GB + 1) == ["no_room_on_worker", "no_room_in_storage"]
     set_settings(storage_url="s3://bucket")

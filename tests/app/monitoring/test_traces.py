@@ -70,7 +70,7 @@ def test_the_processes_that_do_a_job_write_one_trace(
             training = take(session)
         phases = Phases(training.kind)
         for phase in ("training", "saving"):
-            phases.hear(Phase(phase))  # type: ignore[arg-type]  # a literal in a loop
+            phases.hear(Phase(phase))
         settle(training, Interrupted(), phases)
         with session.begin():
             take(session)

@@ -2,6 +2,7 @@
 
 import math
 import random
+from typing import Any
 
 import pytest
 
@@ -13,12 +14,12 @@ def work(flops: float, micro_steps: float = 100) -> Work:
 
 
 def test_the_arithmetic_is_six_operations_a_parameter_and_token_and_four_for_an_adapter() -> None:
-    common = {"tokens": 10.0, "micro_steps": 1.0, "passes_of_reference": 0, "moved_bytes": 0.0}
-    assert work_of(params=100, trained=100, checkpointing=False, **common).flops == 6 * 100 * 10  # type: ignore[arg-type]
-    assert work_of(params=100, trained=0, checkpointing=False, **common).flops == 4 * 100 * 10  # type: ignore[arg-type]
-    assert work_of(params=100, trained=0, checkpointing=True, **common).flops == 6 * 100 * 10  # type: ignore[arg-type]
+    common: dict[str, Any] = {"tokens": 10.0, "micro_steps": 1.0, "passes_of_reference": 0, "moved_bytes": 0.0}
+    assert work_of(params=100, trained=100, checkpointing=False, **common).flops == 6 * 100 * 10
+    assert work_of(params=100, trained=0, checkpointing=False, **common).flops == 4 * 100 * 10
+    assert work_of(params=100, trained=0, checkpointing=True, **common).flops == 6 * 100 * 10
     with_reference = {**common, "passes_of_reference": 1}
-    assert work_of(params=100, trained=0, checkpointing=False, **with_reference).flops == 6 * 100 * 10  # type: ignore[arg-type]
+    assert work_of(params=100, trained=0, checkpointing=False, **with_reference).flops == 6 * 100 * 10
 
 
 def test_without_earlier_jobs_the_class_alone_speaks_and_the_interval_is_wide() -> None:

@@ -74,6 +74,8 @@ def test_fewer_rows_at_a_time_are_as_many_a_step(method: str, rows: int, parts: 
     while given is not None and (given := shrunk(given)) is not None:
         of = given.hyperparameters
         found.append(of.per_device_train_batch_size)
+        assert of.per_device_train_batch_size != "auto"
+        assert of.gradient_accumulation_steps != "auto"
         assert (of.per_device_train_batch_size * of.gradient_accumulation_steps, of.batch_size) == (2 * rows, 2 * rows)
     assert found == parts
 

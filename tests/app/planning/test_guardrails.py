@@ -100,7 +100,9 @@ def test_the_weight_that_is_suggested_balances_the_answers(facts: Facts) -> None
     (found,) = balance(JobSpec.model_validate(body | numbers("kto")), facts)
     assert found.param
     assert found.suggestion
-    name, value = re.fullmatch(r"Send (\w+): ([\d.]+)\.", found.suggestion).groups()  # type: ignore[union-attr]
+    suggested = re.fullmatch(r"Send (\w+): ([\d.]+)\.", found.suggestion)
+    assert suggested is not None
+    name, value = suggested.groups()
     assert found.param.endswith(name)
     assert not balance(JobSpec.model_validate(body | numbers("kto", **{name: float(value)})), facts)
 

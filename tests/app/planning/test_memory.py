@@ -13,7 +13,7 @@ from app.planning import recipes
 from app.planning.memory import estimate
 from app.planning.recipes import Facts
 from app.planning.setups import Device, setup_of
-from app.planning.step import ModelShape, Role, TrainingSetup, trained_params
+from app.planning.step import ModelShape, Role, TrainingSetup, Weights, trained_params
 from tests import tiny
 
 LLAMA_3_8B = ModelShape(4096, 32, 32, 8, 128, 14336, 128256)
@@ -104,7 +104,8 @@ def test_nf4_takes_what_the_paper_says() -> None:
     """0.5 bytes and constants: 0.5625 a parameter, or 0.516 with double quantization; embeddings and head stay bf16."""
     few = LLAMA_3_8B.block_params * LLAMA_3_8B.num_layers
     rest = 2 * (LLAMA_3_8B.params - few)
-    for weights, each in (("nf4", 0.5625), ("nf4_double", 0.5159)):
+    published: dict[Weights, float] = {"nf4": 0.5625, "nf4_double": 0.5159}
+    for weights, each in published.items():
         found = estimate(LLAMA_3_8B, replace(lora(16), tuning="qlora", weights=weights))
         assert found.weights + found.quantization == pytest.approx(each * few + rest, rel=1e-4)
 

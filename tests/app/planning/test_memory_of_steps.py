@@ -111,7 +111,8 @@ def peak_of(case: Case) -> int:
     autocast = torch.autocast("cpu", torch.bfloat16, enabled=setup.autocast)
     with autocast:
         step()
-    with autocast, LiveStorages() as live:
+    live = LiveStorages()
+    with autocast, live:
         states = [value for state in optimizer.state.values() for value in state.values()]
         for tensor in (*model.parameters(), *model.buffers(), *states):
             live.count(tensor)

@@ -101,14 +101,14 @@ def asked(goal: Goal, **known: Any) -> Situation:
             (
                 asked("new_knowledge", tokens=10**9, base=SMOLLM2, priority=priority),
                 "continued_pretraining",
-                Option(tuning, 256),
+                option,
                 says,
                 "Allen-Zhu",
             )
-            for priority, tuning, says in (
-                ("forgetting", "lora", "forgets less"),
-                ("cost", "lora", "forgets less"),
-                ("memory", "qlora", "a quarter"),
+            for priority, option, says in (
+                ("forgetting", Option("lora", 256), "forgets less"),
+                ("cost", Option("lora", 256), "forgets less"),
+                ("memory", Option("qlora", 256), "a quarter"),
             )
         ),
         # Preferences.

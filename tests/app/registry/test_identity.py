@@ -48,6 +48,11 @@ def edit_json(path: Path, **values: Any) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
 
 
+def make_old(base: Path) -> None:
+    for path in base.iterdir():
+        os.utime(path, (1, 1))
+
+
 def move_one_weight(base: Path) -> None:
     weights = load_file(base / "model.safetensors")
     weights["model.norm.weight"][0] += 1
@@ -108,7 +113,7 @@ def test_digests_can_be_checked_without_this_service(base: Path) -> None:
     [
         lambda base: (base / "README.md").write_text("A model."),
         lambda base: (base / "onnx").mkdir(),
-        lambda base: [os.utime(path, (1, 1)) for path in base.iterdir()],
+        make_old,
         lambda base: edit_json(base / "tokenizer_config.json"),
         lambda base: (base / "chat_template.jinja").write_bytes(tiny.CHATML.encode()),
     ],

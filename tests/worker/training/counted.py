@@ -13,7 +13,7 @@ from worker.training.labels import IGNORED
 from worker.training.live import LiveStorages
 
 
-class SecondStep(TrainerCallback):
+class SecondStep(TrainerCallback):  # type: ignore[misc]  # transformers publishes no types
     """Counts what is alive in the second step, when the optimizer has its states: in each of its three moments."""
 
     def __init__(self, reference: torch.nn.Module | None) -> None:
@@ -27,7 +27,7 @@ class SecondStep(TrainerCallback):
         backbone.register_forward_pre_hook(lambda *_: self._turn_to("forward and loss"))
         backbone.register_forward_hook(self._await_the_backward)
         self._turn_to("forward and loss")
-        self.live.__enter__()
+        self.live.__enter__()  # type: ignore[no-untyped-call]  # torch types no such method
         for tensor in (*held_by(given["model"]), *states_of(given["optimizer"])):
             self.live.count(tensor)
         for tensor in held_by(self._reference) if self._reference is not None else ():
@@ -39,7 +39,7 @@ class SecondStep(TrainerCallback):
 
     def on_step_end(self, _: Any, state: Any, *__: Any, **___: Any) -> None:
         if state.global_step == 2:
-            self.live.__exit__(None, None, None)
+            self.live.__exit__(None, None, None)  # type: ignore[no-untyped-call]  # nor this
 
     def _await_the_backward(self, _: object, __: object, made: Any) -> None:
         if made.last_hidden_state.requires_grad:
@@ -80,4 +80,5 @@ def labelled(prepared: Path) -> float:
     names = [name for name in ("labels", "rejected_labels") if name in rows.column_names]
     sequences = [labels for name in names for labels in rows[name]]
     found = sum(label != IGNORED for labels in sequences for label in labels)
-    return found / (len(sequences) * max(map(len, sequences)))
+    share: float = found / (len(sequences) * max(map(len, sequences)))
+    return share

@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from app.failures import SUGGESTIONS
 from tests import tiny
 from worker.training import failures
+from worker.training.base import BaseChanged
 
 
 @pytest.mark.parametrize(
@@ -17,7 +18,7 @@ from worker.training import failures
     [
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), "out_of_memory", False),
         (MemoryError(), "out_of_host_memory", True),
-        (failures.BaseChanged("the base differs"), "base_model_changed", False),
+        (BaseChanged("the base differs"), "base_model_changed", False),
         (failures.TargetModulesUnusable("no such layer"), "invalid_target_modules", False),
         (ConnectionError("the hub is away"), "hub_unavailable", True),
         (KeyError("surprise"), "internal_error", False),

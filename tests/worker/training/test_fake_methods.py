@@ -98,7 +98,7 @@ def test_an_adapter_that_goes_on_has_a_copy_for_its_reference(
     wide: Path, make_job: MakeJob, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, method: str
 ) -> None:
     monkeypatch.setenv("FINETUNED_PRECISION", "bf16")
-    chosen = {"batch_size": 2, "per_device_train_batch_size": 2, "max_steps": 2}
+    chosen: dict[str, Any] = {"batch_size": 2, "per_device_train_batch_size": 2, "max_steps": 2}
     # The copy of a small adapter would be lost in what one may be off.
     work_dir = make_job(
         "lora", rows=[ROWS.get(method, PAIR)] * 8, model="wide", method=method, block={"r": 64}, **chosen

@@ -110,7 +110,7 @@ def test_the_dry_run_takes_what_a_step_of_the_trainer_takes(
 ) -> None:
     monkeypatch.setenv("FINETUNED_PRECISION", case.precision)
     rows = 8 if case.ragged else 2
-    chosen = {"batch_size": rows, "per_device_train_batch_size": rows, "packing": False, "max_steps": 2}
+    chosen: dict[str, Any] = {"batch_size": rows, "per_device_train_batch_size": rows, "packing": False, "max_steps": 2}
     chosen["train_on"] = "all"
     chosen |= case.hyperparameters
     told = [LONG, SHORT] * 4 if case.ragged else [LONG] * 8
@@ -226,8 +226,7 @@ def test_dropout_masks_have_a_byte_a_number_on_a_gpu() -> None:
 
     # Of what adapters are given; but the first block's needs no gradient. The numbers themselves are kept in any case.
     masked = (LAYERS - 1) * 512 * 256
-    for kind, width in (("cuda", 1), ("cpu", 4)):
-        device = Device(kind, "fp32")
+    for device, width in ((Device("cuda", "fp32"), 1), (Device("cpu", "fp32"), 4)):
         more = before_the_backward(0.1, device) - before_the_backward(0.0, device)
         assert more == pytest.approx(masked * width, rel=0.02)
 

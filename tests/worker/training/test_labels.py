@@ -249,7 +249,8 @@ def pairs(kind: str) -> list[Pair]:
         else:
             parts = [user(prompt)], [answer(f"{chosen}!")], [answer(f"{rejected}?"), user("Sure?"), answer("Yes.")]
             given = dict(zip(("prompt", "chosen", "rejected"), parts, strict=True))
-            made.append((given, PreferenceRow(*([message(one) for one in part] for part in parts))))
+            asked, liked, disliked = ([message(one) for one in part] for part in parts)
+            made.append((given, PreferenceRow(asked, liked, disliked)))
     return made
 
 

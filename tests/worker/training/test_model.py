@@ -17,8 +17,9 @@ from app.planning.recipes import FULL, width_factor
 from app.planning.step import ModelShape
 from tests import tiny
 from worker.training import configs, model, trainers
+from worker.training.base import BaseChanged
 from worker.training.device import Device
-from worker.training.failures import BaseChanged, TargetModulesUnusable
+from worker.training.failures import TargetModulesUnusable
 
 CPU = Device("cpu", "cpu", "fp32", "sdpa")
 
@@ -46,7 +47,8 @@ def _gradient(adapted: Any) -> torch.Tensor:
         for name, part in adapted.named_parameters()
         if name.endswith("layers.0.mlp.down_proj.lora_B.default.weight")
     ]
-    return gradient.clone()
+    found: torch.Tensor = gradient.clone()
+    return found
 
 
 def _evaluate(adapted: Any) -> None:

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from app.jobs.spec import JobSpec
 from tests import tiny
-from tests.worker.training.conftest import steps
+from tests.worker.training.conftest import MakeJob, steps
 from worker import messages
 from worker.training import device, model, trainers
 from worker.training.failures import SpecUnusable
@@ -121,7 +121,7 @@ def test_a_layer_that_is_trained_whole_has_no_adapter(make_job: Any, run: Any) -
 )
 @pytest.mark.long
 def test_embeddings_have_the_rate_that_is_asked_for_and_keep_it(
-    make_job: Any, run: Any, bases: Path, tuning: str, block: dict[str, Any], chosen: dict[str, Any]
+    make_job: MakeJob, run: Any, bases: Path, tuning: str, block: dict[str, Any], chosen: dict[str, Any]
 ) -> None:
     def job(rate: float | None) -> Path:
         return make_job(
@@ -153,7 +153,8 @@ def test_embeddings_have_the_rate_that_is_asked_for_and_keep_it(
     groups = torch.load(saved / "optimizer.pt", weights_only=True)["param_groups"]
     assert {group["lr"] for group in groups if group["params"]} == {1e-4, 1e-3, plus * 1e-3}
     rest = [message.loss for message in steps(run(stopped))]
-    assert (len(first), [*first, *rest]) == (3, pytest.approx(whole, abs=1e-6))
+    assert len(first) == 3
+    assert [*first, *rest] == pytest.approx(whole, abs=1e-6)
     as_usual = [message.loss for message in steps(run(usual))]
     assert whole != pytest.approx(as_usual, abs=1e-4)
     assert [message.loss for message in steps(run(same))] == pytest.approx(as_usual, abs=1e-6)

@@ -83,7 +83,7 @@ def test_rows_of_one_length_leave_nothing_to_save() -> None:
 
 def test_a_packed_set_holds_the_rows_of_the_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(packing, "TOKENS_A_BATCH", 100)  # several batches out, as several come in
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "input_ids": [n] * (1 + n % 30),
             "labels": [IGNORED, *[n] * (n % 30)],

@@ -11,6 +11,7 @@ from app.files.report import Report
 from app.files.spec import DataSpec
 from tests import tiny
 from worker.training import preparation
+from worker.training.base import locate_tokenizer
 from worker.training.labels import IGNORED
 
 
@@ -52,11 +53,11 @@ def held_out(work_dir: Path) -> set[int]:
 
 
 def test_prompts_are_prepared_with_what_their_grader_reads(work_dir_of: MakeWorkDir) -> None:
-    asked = {"method": "reinforcement", "item_paths": ["answer", "more[0].x"], "room_behind": 8}
+    asked: dict[str, Any] = {"method": "reinforcement", "item_paths": ["answer", "more[0].x"], "room_behind": 8}
     rows = [{**row, "more": [{"x": 1}], "unread": "z"} for row in tiny.graded_rows(4)]
     report = report_on(work_dir := work_dir_of(rows, **asked))
 
-    tokenizer = preparation.load_tokenizer(preparation.locate_tokenizer("tiny", work_dir))
+    tokenizer = preparation.load_tokenizer(locate_tokenizer("tiny", work_dir))
     for row, made in zip(rows, rows_in(work_dir / "train.arrow"), strict=True):
         prompt = tokenizer.apply_chat_template(row["messages"], add_generation_prompt=True, return_dict=False)
         assert made["input_ids"] == prompt
@@ -68,7 +69,7 @@ def test_prompts_are_prepared_with_what_their_grader_reads(work_dir_of: MakeWork
 
 
 def test_prompts_that_cannot_be_graded_are_refused_with_their_lines(work_dir_of: MakeWorkDir) -> None:
-    asked = {"method": "reinforcement", "item_paths": ["answer"], "room_behind": 8}
+    asked: dict[str, Any] = {"method": "reinforcement", "item_paths": ["answer"], "room_behind": 8}
     rows = tiny.graded_rows(4)
     lacking = [
         rows[0],
@@ -156,7 +157,8 @@ def test_what_is_cut_is_said_by_what_is_lost(work_dir_of: MakeWorkDir) -> None:
     cut = report.training.truncated
     assert (cut.rows, cut.trained_tokens > 0, cut.prompt_tokens > 0) == (1, True, True)
     assert [(one.code, one.first[0].line) for one in report.findings] == [("nothing_trained", 5), ("truncated", 4)]
-    assert all(one.upto <= 400 for one in report.training.lengths.histogram)  # type: ignore[union-attr]  # there are
+    assert report.training.lengths is not None
+    assert all(one.upto <= 400 for one in report.training.lengths.histogram)
 
 
 def test_the_operators_thresholds_refuse(work_dir_of: MakeWorkDir) -> None:

@@ -126,8 +126,15 @@ def test_what_does_not_fit_fails_with_what_would_or_shrinks_until_it_does(
     """In processes that have no more memory: allocations fail for real."""
     tiny.make_base(tmp_path / "models" / "wide", hidden_size=256, layers=4, dtype=torch.bfloat16)
     monkeypatch.setenv("FINETUNED_MODELS_DIR", str(tmp_path / "models"))
-    large = {"model": "wide", "rows": [ROW] * 8, "max_steps": 1, "packing": False, "batch_size": 8, "train_on": "all"}
-    parts = {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 1}
+    large: dict[str, Any] = {
+        "model": "wide",
+        "rows": [ROW] * 8,
+        "max_steps": 1,
+        "packing": False,
+        "batch_size": 8,
+        "train_on": "all",
+    }
+    parts: dict[str, Any] = {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 1}
     warm_up = make_job("lora", **{**large, "batch_size": 1})
     fails, shrinks, roomy = (make_job("lora", **large, **parts) for _ in range(3))
     spec = JobSpec.model_validate_json((shrinks / "job.json").read_text())

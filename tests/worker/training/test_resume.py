@@ -95,7 +95,9 @@ def test_stop_and_resume_has_the_losses_of_an_uninterrupted_run(
 
     first = run(stopped, _stop_after(2))
     assert first[-1] == messages.Stopped(3)
-    spent = checkpoints.newest_verified(stopped / "checkpoints").seconds  # type: ignore[union-attr]  # it is there
+    newest = checkpoints.newest_verified(stopped / "checkpoints")
+    assert newest is not None
+    spent = newest.seconds
     second = run(stopped)
 
     assert _by_step(first) == {step: pytest.approx(whole[step], abs=1e-6) for step in (1, 2, 3)}
@@ -338,10 +340,8 @@ def _carry(here: Path, there: Path, storage: Storage) -> None:
         storage.put_file(newest / name)
     sha256 = storage.write_manifest("resume/job/1.json", manifest)
     course = checkpoints.course_of(
-        *(
-            kind.model_validate_json((there / name).read_text())
-            for kind, name in ((JobSpec, "job.json"), (Prepared, "prepared.json"))
-        )
+        JobSpec.model_validate_json((there / "job.json").read_text()),
+        Prepared.model_validate_json((there / "prepared.json").read_text()),
     )
     resuming.fetch(storage, "resume/job/1.json", sha256, there / "checkpoints", course)
 

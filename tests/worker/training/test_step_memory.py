@@ -156,7 +156,7 @@ def test_it_knows_what_an_evaluation_takes(
     wide: Path, make_job: MakeJob, monkeypatch: pytest.MonkeyPatch, precision: Precision, tuning: str
 ) -> None:
     monkeypatch.setenv("FINETUNED_PRECISION", precision)
-    chosen = {"batch_size": 2, "per_device_train_batch_size": 2, "max_steps": 1}
+    chosen: dict[str, Any] = {"batch_size": 2, "per_device_train_batch_size": 2, "max_steps": 1}
     work_dir = make_job(tuning, rows=[ROW] * 8, validation=[ROW] * 2, model="wide", **chosen)
     spec = JobSpec.model_validate_json((work_dir / "job.json").read_text())
     machine = device.find()

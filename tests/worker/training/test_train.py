@@ -47,7 +47,7 @@ class Trainer:
         self.process.stdin.write(f"{work_dir}\n".encode())
         self.process.stdin.flush()
 
-    def hear(self, wanted: type[AnyMessage]) -> AnyMessage:  # type: ignore[valid-type]  # a union of classes
+    def hear(self, wanted: type[AnyMessage]) -> AnyMessage:
         """The next message of that class."""
         assert self.process.stdout is not None
         for line in self.process.stdout:

@@ -1,7 +1,8 @@
 """The doorbell: the Celery app, its one task, and `ring`.
 
 A message says *there is work in this queue* and nothing else; the work itself is a row in Postgres. Lost, doubled or
-late rings do no harm, so ringing never waits: it hands to a thread with a bounded queue, and drops what does not fit.
+late rings do no harm, so ringing waits for no broker: it hands to a thread with a bounded queue, and drops what does
+not fit.
 """
 
 import logging
@@ -57,23 +58,30 @@ class Doorbell:
     """Rings from a thread of its own, so that no request ever waits for the broker."""
 
     def __init__(self) -> None:
-        self._waiting: queue.Queue[str] = queue.Queue(maxsize=1000)
+        self._waiting: queue.Queue[tuple[str, threading.Event]] = queue.Queue(maxsize=1000)
         self._thread: threading.Thread | None = None
         self._start = threading.Lock()
         self.heard = {"rung": 0, "failed": 0, "dropped": 0}
         """Rings by what came of them."""
 
-    def ring(self, queue_name: str) -> None:
-        """Say that a queue has work; returns at once, and may be lost."""
+    def ring(self, queue_name: str, *, give: float = 0.0) -> None:
+        """Say that a queue has work; may be lost.
+
+        `give`: seconds that the caller leaves it at most before it goes on: a thread that computes at once has the
+        interpreter, and the ring waits for it.
+        """
         with self._start:
             if self._thread is None:
                 self._thread = threading.Thread(target=self._ring_forever, name="doorbell", daemon=True)
                 self._thread.start()
+        left = threading.Event()
         try:
-            self._waiting.put_nowait(queue_name)
+            self._waiting.put_nowait((queue_name, left))
         except queue.Full:
             self.heard["dropped"] += 1
             log.warning("the doorbell is jammed; the sweeper will ring for queue %s", queue_name)
+        else:
+            left.wait(give)
 
     def flush(self, seconds: float) -> None:
         """Wait until all rings have left, or so long: for processes that end right after ringing."""
@@ -83,7 +91,7 @@ class Doorbell:
 
     def _ring_forever(self) -> None:
         while True:
-            queue_name = self._waiting.get()
+            queue_name, left = self._waiting.get()
             try:
                 get_celery().send_task(RUN, args=[queue_name], queue=queue_name, retry=False)
                 self.heard["rung"] += 1
@@ -94,6 +102,7 @@ class Doorbell:
                 self.heard["failed"] += 1
                 log.exception("could not ring for queue %s", queue_name)
             finally:
+                left.set()
                 self._waiting.task_done()
 
 

@@ -4,7 +4,7 @@ import unicodedata
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import Select, func, or_, select, text, update
+from sqlalchemy import Select, bindparam, func, or_, select, text, update
 from sqlalchemy.orm import Session
 
 from app.auth import Project
@@ -207,7 +207,7 @@ def keep_blobs(session: Session) -> None:
 
 def get(session: Session, project: Project, file_id: str) -> File:
     """A file of the project. Raises `NotFound`."""
-    file = session.scalar(_shown(project).where(File.id == file_id))
+    file = session.scalar(_GET, {"of_project": project.id, "file_id": file_id})
     if file is None:
         raise NotFound(f"No such file: {file_id}", param="file_id")
     return file
@@ -258,8 +258,15 @@ def display_name(filename: str) -> str:
 
 
 def _shown(project: Project) -> Select[File]:
-    alive = or_(File.expires_at.is_(None), File.expires_at > func.now())
-    return select(File).where(File.project_id == project.id, File.deleted_at.is_(None), alive)
+    return _SHOWN.params(of_project=project.id)
+
+
+_SHOWN = select(File).where(
+    File.project_id == bindparam("of_project"),
+    File.deleted_at.is_(None),
+    or_(File.expires_at.is_(None), File.expires_at > func.now()),
+)
+_GET = _SHOWN.where(File.id == bindparam("file_id"))
 
 
 def _enter(

@@ -101,7 +101,7 @@ def create_job(
         job = service.submit(session, caller, request, repeat)
         failpoint("before_commit")
     failpoint("after_commit_before_ring")
-    queue.ring(queue.PREPARE)  # a doorbell: hands to a thread, never waits, may be lost
+    queue.ring(queue.PREPARE, give=0.003)  # a doorbell: hands to a thread, waits for no broker, may be lost
     seconds = time.perf_counter() - began
     traces.submitted(job.id, begin=job.created_at.timestamp(), seconds=seconds, caller=traceparent)
     with session.begin():

@@ -35,7 +35,12 @@ class Change:
 
 def peak(spec: JobSpec, facts: Facts, shape: ModelShape, device: Device) -> MemoryEstimate:
     """What a job would take on such a device, its `auto`s resolved."""
-    found = estimate(shape, setup_on(recipes.resolve(spec, facts), shape, device, goes_on=facts.goes_on))
+    return peak_of(recipes.resolve(spec, facts), shape, device, goes_on=facts.goes_on)
+
+
+def peak_of(spec: JobSpec, shape: ModelShape, device: Device, *, goes_on: bool = False) -> MemoryEstimate:
+    """The same of a resolved spec."""
+    found = estimate(shape, setup_on(spec, shape, device, goes_on=goes_on))
     return found if device.kind == "cuda" else replace(found, context=float(PROCESS_BYTES))
 
 

@@ -113,8 +113,7 @@ def make(
     largest_last = sorted(candidates, key=lambda fit: fit.place.room)
     chosen = next((fit for fit in largest_last if fit.fits), largest_last[-1])
     place = chosen.place
-    facts = facts_on(spec, base, data, place)
-    numbers = recipes.resolve(spec, facts)
+    facts, numbers, _ = _resolved_on(spec, base, data, place)
     setup = setup_of(numbers, base.known_shape, place.device, goes_on=base.goes_on)
     adapter = None
     if isinstance(numbers.tuning, LoraTuning):
@@ -131,7 +130,7 @@ def make(
         chosen=chosen,
         facts=facts,
         resolved=numbers,
-        memory=fitting.peak(spec, facts, base.known_shape, place.device),
+        memory=fitting.peak_of(numbers, base.known_shape, place.device, goes_on=base.goes_on),
         trained_params=trained,
         adapter_bytes=adapter,
         fits=fits,
@@ -158,14 +157,13 @@ def _larger_gpu(fits: Sequence[Fit], place: Hardware) -> list[Change] | None:
 
 def fit_of(spec: JobSpec, base: Base, data: Data, place: Hardware) -> Fit:
     """What it would take there."""
-    facts = facts_on(spec, base, data, place)
-    train_peak = fitting.peak(spec, facts, base.known_shape, place.device).total * place.correction
-    return Fit(place, train_peak, _eval_peak(spec, facts, base, place) * place.correction)
+    _, numbers, train_peak = _resolved_on(spec, base, data, place)
+    return Fit(place, train_peak, _eval_peak(numbers, base, place) * place.correction)
 
 
-def facts_on(spec: JobSpec, base: Base, data: Data, place: Hardware) -> Facts:
-    """What a recipe needs to know, there: also whether all activations have room."""
-    facts = Facts(
+def _resolved_on(spec: JobSpec, base: Base, data: Data, place: Hardware) -> tuple[Facts, JobSpec, float]:
+    """What a recipe needs to know, there: also whether all activations have room. With the spec by it, and its peak."""
+    tight = Facts(
         longest_row=data.longest_row,
         hidden_size=base.hidden_size,
         model_type=base.model_type,
@@ -179,9 +177,14 @@ def facts_on(spec: JobSpec, base: Base, data: Data, place: Hardware) -> Facts:
         wanted=data.wanted,
         goes_on=base.goes_on,
     )
-    roomy = replace(facts, memory_is_tight=False)
-    kept = fitting.peak(spec, roomy, base.known_shape, place.device).total * place.correction
-    return roomy if kept <= (1 - ROOM_LEFT) * place.room else facts
+
+    def taken_by(facts: Facts) -> tuple[Facts, JobSpec, float]:
+        numbers = recipes.resolve(spec, facts)
+        found = fitting.peak_of(numbers, base.known_shape, place.device, goes_on=base.goes_on)
+        return facts, numbers, found.total * place.correction
+
+    roomy = taken_by(replace(tight, memory_is_tight=False))
+    return roomy if roomy[2] <= (1 - ROOM_LEFT) * place.room else taken_by(tight)
 
 
 def steps_of(spec: JobSpec, data: Data) -> int:
@@ -201,8 +204,7 @@ def _sequences(spec: JobSpec, data: Data) -> float:
     return data.packs or max(1.0, data.tokens / resolved(spec.hyperparameters.max_length))
 
 
-def _eval_peak(spec: JobSpec, facts: Facts, base: Base, place: Hardware) -> float:
-    numbers = recipes.resolve(spec, facts)
+def _eval_peak(numbers: JobSpec, base: Base, place: Hardware) -> float:
     setup = setup_on(numbers, base.known_shape, place.device, goes_on=base.goes_on)
     rows = (
         recipes.rows_at_a_time(numbers)

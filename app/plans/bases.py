@@ -31,16 +31,18 @@ class Known:
     """The `config.json` of the base."""
 
 
-def known(session: Session, project: Project, model: str, *, ask: bool = True) -> Known:
+def known(session: Session, project: Project, model: str, *, ask: bool = True, tokenizer: bool = True) -> Known:
     """Look a model up. Raises `ModelNotFound`, or `InvalidRequest` for a folder that is none.
 
-    `ask`: the hub, for seconds at worst, of a model that was never here.
+    `ask`: the hub, for seconds at worst, of a model that was never here. `tokenizer`: whether its digest is wanted, for
+    which a folder's files are looked at.
     """
     if not names.is_registered(model):
         config = catalogue.config_of(model, ask=ask)
         if config is None or "/" in model:
             return Known(_base(config), None, None, config)
-        return Known(_base(config, catalogue.tensors_of(model)), _tokenizer(model), None, config)
+        digest = _tokenizer(model) if tokenizer else None
+        return Known(_base(config, catalogue.tensors_of(model)), digest, None, config)
     try:
         row = registry.get(session, project, model)
     except NotFound as error:

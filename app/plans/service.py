@@ -94,7 +94,7 @@ def require_room(session: Session, project: Project, spec: JobSpec, here: Classe
 
     Raises `InvalidRequest` with what would make it fit. What cannot be known yet is judged once the files are prepared.
     """
-    known = bases.known(session, project, spec.model, ask=False)
+    known = bases.known(session, project, spec.model, ask=False, tokenizer=False)
     base = known.base
     if not here or base is None or base.shape is None:
         return

@@ -14,6 +14,7 @@ from app.storage import CHUNK, Incoming, get_storage
 from app.work.lifecycle import Claim
 from worker.lease import Lease, Wish
 from worker.outcomes import Arrived, Cancelled, Failed, Interrupted, Outcome, TakenOver
+from worker.patience import patient
 
 
 class _Stopped(Exception):
@@ -26,11 +27,10 @@ class _Stopped(Exception):
 
 def fetch(claim: Claim, lease: Lease) -> Outcome:
     """Copy a file's source into storage."""
-    with new_session() as session, session.begin():
-        file = session.get(File, claim.subject)
-        if file is None:
-            return Cancelled()  # deleted meanwhile
-        source, purpose = str(file.source), file.purpose
+    announced = _announced(claim)
+    if announced is None:
+        return Cancelled()  # deleted meanwhile
+    source, purpose = announced
     storage = get_storage()
     try:
         with storage.incoming() as incoming:
@@ -51,6 +51,14 @@ def fetch(claim: Claim, lease: Lease) -> Outcome:
         return Failed("invalid_source", f"This server's workers cannot read '{source}': {_said(error)}", "source")
     except Exception as error:  # noqa: BLE001  of the clients of hubs and buckets anything may come
         return Failed("source_unavailable", f"'{source}' could not be read: {_said(error)}", "source", retryable=True)
+
+
+@patient
+def _announced(claim: Claim) -> tuple[str, str] | None:
+    """The source and the purpose of a file."""
+    with new_session() as session, session.begin():
+        file = session.get(File, claim.subject)
+        return (str(file.source), file.purpose) if file is not None else None
 
 
 def _copy(source: str, incoming: Incoming, lease: Lease) -> None:

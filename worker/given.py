@@ -13,6 +13,7 @@ from app.registry import names
 from app.registry import service as registry
 from app.registry.models import RegisteredModel
 from app.work.lifecycle import Claim
+from worker.patience import patient
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +33,7 @@ class OfNewerVersion(Exception):
     """The job asks for something that this worker's version does not know; a newer one will."""
 
 
+@patient
 def given(claim: Claim) -> Given:
     """Read from the database, in a transaction of its own. Raises `OfNewerVersion`."""
     with new_session() as session, session.begin():

@@ -17,6 +17,7 @@ from worker import checkpoints, messages
 from worker.checkpoints import MANIFEST, Checkpoint, Course
 from worker.lease import Lease
 from worker.messages import AnyMessage
+from worker.patience import patient
 
 log = logging.getLogger(__name__)
 
@@ -51,8 +52,7 @@ def fetch_newest(
     What is torn, altered or of another course is told of and never used; the one before is taken. Raises `OSError`
     where the storage is away: an attempt that began without it would do steps twice.
     """
-    with new_session() as session, session.begin():
-        states = resume_states.stored(session, claim.subject)
+    states = _states(claim)
     fetching = _Fetching(claim, lease, folder, course, storage, hear, Stored({state.step for state in states}))
     try:
         newest = next((checkpoint for state in states if (checkpoint := fetching.at_least(state))), None)
@@ -63,6 +63,19 @@ def fetch_newest(
     except IllegalMove:
         log.info("attempt %d at %s was taken over before it had its checkpoint", claim.attempt, claim.subject)
     return fetching.stored
+
+
+@patient
+def _states(claim: Claim) -> list[ResumeState]:
+    """Newest first."""
+    with new_session() as session, session.begin():
+        return resume_states.stored(session, claim.subject)
+
+
+@patient
+def _strike(claim: Claim, state: ResumeState) -> None:
+    with new_session() as session, session.begin():
+        resume_states.strike(session, claim, state)
 
 
 def fetch(
@@ -135,8 +148,7 @@ class _Fetching:
             self.hear(messages.Notice("info", told))
             return checkpoint
         self.stored.steps.discard(state.step)
-        with new_session() as session, session.begin():
-            resume_states.strike(session, self.claim, state)
+        _strike(self.claim, state)
         return None
 
     def _warn(self, told: str) -> None:

@@ -25,6 +25,7 @@ from worker.hanging import Hanging
 from worker.lease import Lease
 from worker.messages import AnyMessage
 from worker.outcomes import Cancelled, Failed, Interrupted, Outcome, PassedOn, Paused, Published
+from worker.patience import patient
 from worker.phases import Phases
 from worker.publication import CheckpointPublisher, Origin, publish
 from worker.reporter import Reporter
@@ -180,6 +181,7 @@ class Slot:
             self.trainers.stand_by(claim.kind)
 
 
+@patient
 def _project_name(job: Job) -> str:
     with new_session() as session, session.begin():
         return session.get_one(Project, job.project_id).name

@@ -2,7 +2,6 @@
 
 import logging
 import random
-import time
 from datetime import timedelta
 from typing import assert_never
 
@@ -51,6 +50,7 @@ from worker.outcomes import (
     Shown,
     TakenOver,
 )
+from worker.patience import patient
 from worker.phases import Phases
 
 log = logging.getLogger(__name__)
@@ -62,22 +62,17 @@ def settle(claim: Claim, outcome: Outcome, phases: Phases | None = None) -> None
     `phases`: when it was at what; None: nobody has looked.
     """
     log.info("attempt %d at %s of %s: %s", claim.attempt, claim.kind, claim.subject, type(outcome).__name__)
-    patience = time.monotonic() + get_settings().database_patience.total_seconds()
     while True:
         try:
             ring = _settle(claim, outcome, phases)
         except IllegalMove:
             log.warning("attempt %d at %s was taken over; its outcome counts no more", claim.attempt, claim.subject)
             return
-        except (OperationalError, InterfaceError):
-            if time.monotonic() > patience:
-                raise
-            log.warning("attempt %d at %s: the database is away; settling again", claim.attempt, claim.subject)
-            time.sleep(1)  # the database says nothing when it comes back
-            continue
         except disks.NoSpace as error:
             outcome = room.without(claim, error)
             continue
+        except (OperationalError, InterfaceError):
+            raise  # the database has been away for long
         except Exception as error:
             if isinstance(outcome, Failed):
                 raise
@@ -89,6 +84,7 @@ def settle(claim: Claim, outcome: Outcome, phases: Phases | None = None) -> None
         return
 
 
+@patient
 def _settle(claim: Claim, outcome: Outcome, phases: Phases | None) -> str | None:
     """Returns the queue to ring, if one waits to hear of this."""
     table = _table_of_metrics(claim) if isinstance(outcome, Published) else None

@@ -45,7 +45,7 @@ class Striker:
         self._alarms: list[threading.Timer] = []
 
     def strike(self, kill: Kill) -> Strike | None:
-        """None where there was no such victim for so long. Who shall have a job is of another slot where that has one."""
+        """None where there was no such victim for so long. One who shall have a job is of any slot that has one."""
         deadline = time.monotonic() + PATIENCE
         while time.monotonic() < deadline:
             for slot in (kill.slot, *(other for other in range(SLOTS) if other != kill.slot and kill.in_a_job)):

@@ -216,7 +216,7 @@ def test_connections_that_are_cut_again_and_again_cost_no_job_and_no_request(ser
     assert {service.finished(job).status for job in jobs} == {"succeeded"}
     for job in jobs:
         assert len(service.results(job)) == 1
-        assert [one["outcome"] for one in service.attempts(job)] == ["succeeded"]
+        assert [(one["outcome"], one["error"]) for one in service.attempts(job)] == [("succeeded", None)]
 
 
 @pytest.mark.fault(20)

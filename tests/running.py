@@ -1,10 +1,12 @@
 """The whole service as processes, for tests that kill, wait and watch."""
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -78,15 +80,24 @@ class Service:
         """A job's status, which may be one that the stock client does not know."""
         return self.client().fine_tuning.jobs.retrieve(job_id).status
 
-    def finished(self, job_id: str, seconds: float = 120, *, every: float = 0.2) -> Any:
+    def finished(self, job_id: str, seconds: float = 180, *, every: float = 0.2) -> Any:
         """The job once its status is final; asks every so many seconds."""
         client = self.client()
+        deadline = time.monotonic() + seconds
+        while (job := client.fine_tuning.jobs.retrieve(job_id)).status not in ("succeeded", "failed", "cancelled"):
+            assert time.monotonic() < deadline, f"not finished within {seconds} s: {self.story(job_id)}"
+            time.sleep(every)
+        return job
 
-        def ended() -> Any:
-            job = client.fine_tuning.jobs.retrieve(job_id)
-            return job if job.status in ("succeeded", "failed", "cancelled") else None
-
-        return wait_for(ended, seconds, every=every)
+    def story(self, job_id: str) -> str:
+        """All that is known of a job and of who could work on it, for whom waits in vain."""
+        routes = [f"/v1/fine_tuning/jobs/{job_id}", f"/v1/fine_tuning/jobs/{job_id}/attempts", "/v1/workers"]
+        told = [json.dumps(self.get(route), indent=1) for route in routes]
+        told += [f"{event.created_at} {event.message}" for event in self.events(job_id)]
+        for path in sorted((self.home / "logs").glob("*.log")):
+            with path.open(errors="replace") as log:
+                told += [f"--- the last of {path.name}", *deque((line.rstrip() for line in log), 20)]
+        return "\n".join(told)
 
     def get(self, path: str) -> Any:
         """What the API answers to this key, beyond what the stock client knows."""

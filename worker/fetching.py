@@ -58,7 +58,7 @@ def _announced(claim: Claim) -> tuple[str, str] | None:
     """The source and the purpose of a file."""
     with new_session() as session, session.begin():
         file = session.get(File, claim.subject)
-        return (str(file.source), file.purpose) if file is not None else None
+        return (str(file.source), file.purpose) if file is not None and file.deleted_at is None else None
 
 
 def _copy(source: str, incoming: Incoming, lease: Lease) -> None:

@@ -81,6 +81,8 @@ def _report_asked_for(claim: Claim) -> _Asked | None:
         spec = DataSpec.model_validate(asked.request)
         named = {"training_file": asked.file_id, "validation_file": asked.validation_file_id}
         by_name = {name: session.get_one(File, file_id) for name, file_id in named.items() if file_id is not None}
+        if any(file.deleted_at is not None for file in by_name.values()):
+            return None
         return _Asked(spec, by_name, *models(session, spec.model))
 
 
@@ -108,6 +110,8 @@ def _preview_asked_for(claim: Claim) -> tuple[_Asked, dict[str, list[int]], Prep
         if asked is None:
             return None
         of = session.get_one(FileReport, asked.report_id)
+        if session.get_one(File, of.file_id).deleted_at is not None:
+            return None
         spec = DataSpec.model_validate(of.request)
         found = session.get_one(PreparedSet, of.set_key)
         return _Asked(spec, {}, *models(session, spec.model)), asked.asked, found

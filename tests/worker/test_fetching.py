@@ -20,7 +20,7 @@ from tests.conftest import SetSettings
 from tests.factories import take
 from worker import fetching
 from worker.lease import Lease
-from worker.outcomes import Failed, Outcome
+from worker.outcomes import Cancelled, Failed, Outcome
 from worker.settlement import settle
 
 ROWS = tiny.jsonl(tiny.chat_rows(4))
@@ -147,6 +147,12 @@ def test_a_file_that_was_deleted_on_its_way_is_not_brought_back(
         session.delete(session.get_one(File, file_id))
     fetch(session)
     assert client.get(f"/v1/files/{file_id}").status_code == 404
+
+
+def test_a_file_that_was_deleted_before_is_not_fetched(client: TestClient, session: Session, allowed: None) -> None:
+    file_id = announce(client, "s3://team/data/rows.jsonl").json()["id"]
+    client.delete(f"/v1/files/{file_id}").raise_for_status()
+    assert isinstance(fetch(session), Cancelled)
 
 
 @pytest.mark.parametrize(

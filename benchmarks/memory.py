@@ -5,6 +5,10 @@ Each row of the file is a run whose conditions are known, columns as in `vram-ca
 peak, the formula's, and for a row that was trained with transformers and PEFT the dry run's, with their ratios; then
 quantiles of the error, for the rows that are complete (`core`), for all, and for those with a dry run. What is read is
 what a column says of the run, never which number would fit.
+
+Where a length is a cap that no batch need reach, the estimates are of the cap. Of complete rows on the same data the
+longest batch is one number, which nobody published. So each is also held against the dry run at the length that the
+*other* rows would have: what is then left is the dry run's own error. `peft_comparison.csv` has five.
 """
 
 import csv
@@ -238,6 +242,50 @@ def main(paths: Sequence[str]) -> None:
             name = framework or "all with a dry run"
             _print_errors(f"{name}, formula", [one.formula for one in tried])
             _print_errors(f"{name}, dry run", [one.dry_run for one in tried if one.dry_run])
+        _print_common_lengths(rows)
+
+
+def _print_common_lengths(rows: Sequence[Row]) -> None:
+    """Of complete rows with a cap, by what they share: framework, model, rows a batch and cap."""
+    groups: dict[tuple[str, ...], list[Row]] = {}
+    for row in rows:
+        capped = row["use_for_scoring"] == "core" and "cap" in row["seq_len_kind"]
+        if capped and memory_dry_run.is_covered(row, setup_of_row(row, shape_of_row(row))):
+            key = tuple(row[name] for name in ("framework", "model", "micro_batch", "seq_len"))
+            groups.setdefault(key, []).append(row)
+    for (framework, model, _, cap), those in groups.items():
+        if len(those) == 1:
+            continue
+        lines = [_by_length(row) for row in those]
+        print(f"{framework}, {model}: the longest batch is at most {cap} tokens, and the same one in {len(those)} rows")
+        ratios = []
+        for row, (slope, start) in zip(those, lines, strict=True):
+            published = float(row["peak_gib_per_gpu"])
+            others = [
+                (float(other["peak_gib_per_gpu"]) - its_start) / its_slope
+                for other, (its_slope, its_start) in zip(those, lines, strict=True)
+                if other is not row
+            ]
+            length = statistics.median(others)
+            ratios.append((start + slope * length) / published)
+            print(
+                f"{row['id']:6} exact at {(published - start) / slope:4.0f} tokens;"
+                f" at {length:4.0f}, as the others have it: {ratios[-1] * published:8.2f} {ratios[-1]:6.3f}"
+            )
+        _print_errors("at the others' length, dry run", ratios)
+
+
+def _by_length(row: Row) -> tuple[float, float]:
+    """GiB that the dry run takes more with each token of length, and without any: a line near the cap."""
+    cap = int(float(row["seq_len"]))
+    lengths = (cap, cap * 7 // 8)
+    found = []
+    for length in lengths:
+        shortened = {**row, "seq_len": str(length)}
+        shape = shape_of_row(shortened)
+        found.append(memory_dry_run.of_row(shortened, shape, setup_of_row(shortened, shape)).total / GIB)
+    slope = (found[0] - found[1]) / (lengths[0] - lengths[1])
+    return slope, found[0] - slope * cap
 
 
 @dataclass(frozen=True, slots=True)

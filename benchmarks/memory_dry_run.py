@@ -2,8 +2,7 @@
 
 Only for rows that were trained with transformers and PEFT, whatever script held them together: their code is what a
 dry run runs. Not their versions of it, nor a model's own code beside its weights: the nearest family that transformers
-has now stands for those. Two things are known and not counted, because a row does not give them: the loop of PEFT's
-comparison also holds keys and values for generation (1.6 % of V258), and its longest batch is shorter than the cap.
+has now stands for those.
 """
 
 import re
@@ -52,7 +51,7 @@ def of_row(row: Mapping[str, str], shape: ModelShape, setup: TrainingSetup) -> M
         adapter=DTYPES[setup.trained],
         double_quantization=setup.weights == "nf4_double",
         tiles=setup.loss_bytes != FULL_LOSS,
-        holds_logits=row["framework"].startswith("PEFT"),  # its loop; transformers' trainer lets them go
+        holds_outputs=row["framework"].startswith("PEFT"),  # its loop; transformers' trainer lets them go
     )
     padded = setup.micro_batch > 1 and "flash" not in row["attention_impl"].lower()
     found = dry_run(config, spec, Device("cuda", "bf16"), rows=Rows(padded=padded), habits=habits).train

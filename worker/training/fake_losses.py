@@ -38,8 +38,8 @@ from worker.training.device import Device
 from worker.training.fake_model import Habits, base_of
 
 Batch = dict[str, torch.Tensor]
-Loss = tuple[torch.Tensor, torch.Tensor | None]
-"""The loss, and logits that somebody holds while it is differentiated."""
+Loss = tuple[torch.Tensor, object]
+"""The loss, and what else somebody holds while it is differentiated."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,9 +73,10 @@ def _of_answers(config: PreTrainedConfig, spec: JobSpec, machine: Device, habits
     def loss(batch: Batch) -> Loss:
         """As `trl.SFTTrainer.compute_loss` has it, or transformers' models themselves."""
         with autocast:
-            outputs: Any = trained(**batch, use_cache=False, **({"fused_lm_head": True} if habits.tiles else {}))
+            asked = {"fused_lm_head": True} if habits.tiles else {}
+            outputs: Any = trained(**batch, use_cache=habits.holds_outputs, **asked)
         if not habits.tiles:
-            return outputs.loss, outputs.logits if habits.holds_logits else None
+            return outputs.loss, outputs if habits.holds_outputs else None
         found: torch.Tensor = (-outputs.log_probs).sum() / outputs.label_mask.sum().clamp(min=1)
         return found if outputs.aux_loss is None else found + outputs.aux_loss, None
 

@@ -43,8 +43,9 @@ class Habits:
     """Whether constants of 4-bit weights have 8 bits themselves, else 32."""
     tiles: bool = True
     """TRL's loss, a tile of the logits at a time; else transformers' own, over all of them in fp32."""
-    holds_logits: bool = False
-    """All logits, while the loss is differentiated: a loop of one's own that has what the model returned."""
+    holds_outputs: bool = False
+    """All logits, and keys and values for a generation that does not come, while the loss is differentiated: a loop of
+    one's own that has what the model returned."""
 
 
 OURS = Habits()

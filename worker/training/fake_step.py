@@ -190,10 +190,10 @@ def _step(
                 parameter.grad = torch.empty_like(parameter)
                 live.count(parameter.grad, "gradients")
     loss: Any  # whose backward torch does not type
-    loss, logits = _loss(objective, spec, rows, known, packed=packed)
+    loss, held = _loss(objective, spec, rows, known, packed=packed)
     go_on(live, "loss again", "loss")
     loss.backward()
-    del logits
+    del held
     del loss  # whose graph holds the embeddings, and their gradient, where checkpointing asks for one
     go_on(live, "optimizer", "temporary")
     torch.nn.utils.clip_grad_norm_(trained.parameters(), float(spec.hyperparameters.max_grad_norm))

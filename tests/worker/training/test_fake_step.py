@@ -179,7 +179,7 @@ def test_the_formula_knows_what_it_finds_of_a_real_shape(
     spec = spec_of(tuning, per_device_train_batch_size=2, **hyperparameters)
     found = dry_run(tiny.config_of("llama", LLAMA_1B), spec, BF16)
     said = estimate(LLAMA_1B, setup_of(spec, LLAMA_1B, BF16))
-    assert said.total == pytest.approx(max(found.train.by_moment.values()), rel=0.03), (said, found.train)
+    assert said.total == pytest.approx(max(found.train.by_moment.values()), rel=0.035), (said, found.train)
 
 
 def test_every_byte_at_the_peak_is_told_apart() -> None:
@@ -235,8 +235,13 @@ def test_dropout_masks_have_a_byte_a_number_on_a_gpu() -> None:
 def test_transformers_own_loss_holds_every_logit_three_times_in_fp32() -> None:
     spec = spec_of({"type": "lora"}, gradient_checkpointing=False, per_device_train_batch_size=2)
     logits = 2 * 512 * 4000
+    activations = []
     for holds, width in ((False, 12), (True, 12 + 2)):
-        habits = Habits(autocast=False, tiles=False, holds_logits=holds)
+        habits = Habits(autocast=False, tiles=False, holds_outputs=holds)
         found = dry_run(tiny.config_of("llama", SHAPE), spec, BF16, habits=habits).train
         assert found.moment == "loss"
         assert found.loss == pytest.approx(width * logits, rel=0.02)
+        activations.append(found.activations)
+    without, with_cache = activations
+    keys_and_values = 2 * LAYERS * 2 * 512 * SHAPE.num_kv_heads * SHAPE.head_dim
+    assert with_cache - without == pytest.approx(2 * keys_and_values, rel=0.05)

@@ -242,50 +242,60 @@ def main(paths: Sequence[str]) -> None:
             name = framework or "all with a dry run"
             _print_errors(f"{name}, formula", [one.formula for one in tried])
             _print_errors(f"{name}, dry run", [one.dry_run for one in tried if one.dry_run])
-        _print_common_lengths(rows)
+        _print_common_lengths(rows, compared)
 
 
-def _print_common_lengths(rows: Sequence[Row]) -> None:
-    """Of complete rows with a cap, by what they share: framework, model, rows a batch and cap."""
-    groups: dict[tuple[str, ...], list[Row]] = {}
-    for row in rows:
-        capped = row["use_for_scoring"] == "core" and "cap" in row["seq_len_kind"]
-        if capped and memory_dry_run.is_covered(row, setup_of_row(row, shape_of_row(row))):
+def _print_common_lengths(rows: Sequence[Row], compared: Sequence["Compared"]) -> None:
+    """Of complete rows with a cap and a dry run, by what they share: framework, model, rows a batch and cap."""
+    groups: dict[tuple[str, ...], list[_Capped]] = {}
+    for row, one in zip(rows, compared, strict=True):
+        if one.use == "core" and one.dry_run is not None and "cap" in row["seq_len_kind"]:
             key = tuple(row[name] for name in ("framework", "model", "micro_batch", "seq_len"))
-            groups.setdefault(key, []).append(row)
+            groups.setdefault(key, []).append(_Capped.of(row, one.dry_run))
     for (framework, model, _, cap), those in groups.items():
         if len(those) == 1:
             continue
-        lines = [_by_length(row) for row in those]
         print(f"{framework}, {model}: the longest batch is at most {cap} tokens, and the same one in {len(those)} rows")
         ratios = []
-        for row, (slope, start) in zip(those, lines, strict=True):
-            published = float(row["peak_gib_per_gpu"])
-            others = [
-                (float(other["peak_gib_per_gpu"]) - its_start) / its_slope
-                for other, (its_slope, its_start) in zip(those, lines, strict=True)
-                if other is not row
-            ]
-            length = statistics.median(others)
-            ratios.append((start + slope * length) / published)
+        for capped in those:
+            length = statistics.median(other.exact_at for other in those if other is not capped)
+            ratios.append(capped.ratio_at(length))
             print(
-                f"{row['id']:6} exact at {(published - start) / slope:4.0f} tokens;"
-                f" at {length:4.0f}, as the others have it: {ratios[-1] * published:8.2f} {ratios[-1]:6.3f}"
+                f"{capped.id:6} exact at {capped.exact_at:4.0f} tokens;"
+                f" at {length:4.0f}, as the others have it: {ratios[-1] * capped.published:8.2f} {ratios[-1]:6.3f}"
             )
         _print_errors("at the others' length, dry run", ratios)
 
 
-def _by_length(row: Row) -> tuple[float, float]:
-    """GiB that the dry run takes more with each token of length, and without any: a line near the cap."""
-    cap = int(float(row["seq_len"]))
-    lengths = (cap, cap * 7 // 8)
-    found = []
-    for length in lengths:
-        shortened = {**row, "seq_len": str(length)}
+@dataclass(frozen=True, slots=True)
+class _Capped:
+    """A row by the length of its longest batch: near the cap what its dry run takes is a line."""
+
+    id: str
+    published: float
+    """GiB."""
+    cap: int
+    at_cap: float
+    slope: float
+    """Of the dry run's ratio to what was published, with each token."""
+
+    @classmethod
+    def of(cls, row: Row, at_cap: float) -> "_Capped":
+        """`at_cap`: the ratio there."""
+        cap = int(float(row["seq_len"]))
+        shortened = {**row, "seq_len": str(cap * 7 // 8)}
         shape = shape_of_row(shortened)
-        found.append(memory_dry_run.of_row(shortened, shape, setup_of_row(shortened, shape)).total / GIB)
-    slope = (found[0] - found[1]) / (lengths[0] - lengths[1])
-    return slope, found[0] - slope * cap
+        published = float(row["peak_gib_per_gpu"])
+        shorter = memory_dry_run.of_row(shortened, shape, setup_of_row(shortened, shape)).total / GIB / published
+        return cls(row["id"], published, cap, at_cap, (at_cap - shorter) / (cap - cap * 7 // 8))
+
+    def ratio_at(self, length: float) -> float:
+        return self.at_cap - self.slope * (self.cap - length)
+
+    @property
+    def exact_at(self) -> float:
+        """The length at which it takes what was published."""
+        return self.cap - (self.at_cap - 1) / self.slope
 
 
 @dataclass(frozen=True, slots=True)

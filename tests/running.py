@@ -83,11 +83,12 @@ class Service:
     def finished(self, job_id: str, seconds: float = 180, *, every: float = 0.2) -> Any:
         """The job once its status is final; asks every so many seconds."""
         client = self.client()
-        deadline = time.monotonic() + seconds
-        while (job := client.fine_tuning.jobs.retrieve(job_id)).status not in ("succeeded", "failed", "cancelled"):
-            assert time.monotonic() < deadline, f"not finished within {seconds} s: {self.story(job_id)}"
-            time.sleep(every)
-        return job
+
+        def ended() -> Any:
+            job = client.fine_tuning.jobs.retrieve(job_id)
+            return job if job.status in ("succeeded", "failed", "cancelled") else None
+
+        return wait_for(ended, seconds, every=every, story=lambda: self.story(job_id))
 
     def story(self, job_id: str) -> str:
         """All that is known of a job and of who could work on it, for whom waits in vain."""
@@ -200,14 +201,19 @@ def up(home: Path, *options: str, **environment: str) -> Iterator[Service]:
         process.stdout.close()
 
 
-def wait_for(look: Callable[[], T | None], seconds: float = 30.0, *, every: float = 0.02) -> T:
-    """What `look` returns once it is not None or False; fails after so long. `every`: seconds, more for dear looks."""
+def wait_for(
+    look: Callable[[], T | None], seconds: float = 30.0, *, every: float = 0.02, story: Callable[[], str] | None = None
+) -> T:
+    """What `look` returns once it is not None or False; fails after so long, and tells its `story`.
+
+    `every`: seconds, more for dear looks.
+    """
     deadline = time.monotonic() + seconds
     while True:
         found = look()
         if found:
             return found
-        assert time.monotonic() < deadline, f"not within {seconds} s: {look}"
+        assert time.monotonic() < deadline, f"not within {seconds} s: {story() if story is not None else look}"
         time.sleep(every)
 
 

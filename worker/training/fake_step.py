@@ -158,7 +158,9 @@ def _optimizer(objective: Objective, machine: Device) -> torch.optim.Optimizer:
     optimizer: torch.optim.Optimizer = kind(moving, **options)
     embeddings = [part.weight for part in trained.modules() if isinstance(part, torch.nn.Embedding)]
     eight_bit = options.get("optim_bits") == 8
-    exceptions = GlobalOptimManager.get_instance().pid2config
+    manager = GlobalOptimManager.get_instance()
+    manager.index2config.clear()  # by place: an earlier optimizer's would be taken for this one's
+    exceptions = manager.pid2config
     for weight in embeddings if eight_bit else ():  # as transformers' trainer has it
         exceptions[id(weight)] = {"optim_bits": 32}
     for parameter in moving:
